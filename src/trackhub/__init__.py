@@ -1,0 +1,90 @@
+"""trackhub: experiment tracking that never gets in the way of training.
+
+    with trackhub.init(project="digits", params={"lr": 0.1}, backends=["mlflow", "tensorboard"]) as tracker:
+        tracker.log_metrics({"train/loss": 0.3}, step=0)
+
+Names are imported when they are first used: `import trackhub` reads nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trackhub._version import VERSION as __version__
+    from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, VendorVariable, hookimpl
+    from trackhub.errors import (
+        BackendError,
+        BackendUnavailable,
+        JournalError,
+        MissingPackageError,
+        NoActiveRunError,
+        RecordRejected,
+        RunFinishedError,
+        SettingsError,
+        TrackhubError,
+        UnknownBackendError,
+    )
+    from trackhub.report import DeliveryReport
+    from trackhub.start import current, init
+    from trackhub.tracker import Tracker
+
+_HOMES = {
+    "start": ("current", "init"),
+    "tracker": ("Tracker",),
+    "report": ("DeliveryReport",),
+    "backend": ("Backend", "BackendOptions", "OpenedRun", "RunInfo", "VendorVariable", "hookimpl"),
+    "errors": (
+        "BackendError",
+        "BackendUnavailable",
+        "JournalError",
+        "MissingPackageError",
+        "NoActiveRunError",
+        "RecordRejected",
+        "RunFinishedError",
+        "SettingsError",
+        "TrackhubError",
+        "UnknownBackendError",
+    ),
+}
+_home_of = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendOptions",
+    "BackendUnavailable",
+    "DeliveryReport",
+    "JournalError",
+    "MissingPackageError",
+    "NoActiveRunError",
+    "OpenedRun",
+    "RecordRejected",
+    "RunFinishedError",
+    "RunInfo",
+    "SettingsError",
+    "Tracker",
+    "TrackhubError",
+    "UnknownBackendError",
+    "VendorVariable",
+    "__version__",
+    "current",
+    "hookimpl",
+    "init",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        return importlib.import_module("trackhub._version").VERSION
+    if name not in _home_of:
+        raise AttributeError(f"module 'trackhub' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"trackhub.{_home_of[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,252 @@
+"""The contract a plugin author subclasses: one class, its options, and what it is told about a run.
+
+No machinery lives here. What happens around these methods (batches, retries, the dead letter, lowering a kind
+that a backend does not show) is in `delivery.py` and `lowering.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+from trackhub.records import (
+    ArtifactLogged,
+    ConfusionMatrixLogged,
+    EndStatus,
+    FigureLogged,
+    HistogramLogged,
+    HtmlLogged,
+    ImageLogged,
+    MetricsLogged,
+    ModelLogged,
+    ParamsLogged,
+    RocCurveLogged,
+    StoredFile,
+    TableLogged,
+    TagsSet,
+    TextLogged,
+)
+
+hookimpl = pluggy.HookimplMarker("trackhub")
+"""Marks a plugin's `trackhub_backends()`: the one hook, which returns a list of `Backend` classes."""
+
+
+class BackendOptions(BaseModel):
+    """Base of every backend's options. Unknown names are refused, so that a typing error is found in `init`.
+
+    A field is filled, strongest first, from `init(<backend>={...})`, `TRACKHUB_<BACKEND>_<FIELD>`, the vendor's own
+    variable if the field is annotated with `VendorVariable`, the settings file, and its default. Use
+    `pydantic.SecretStr` for what must never be written down.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class VendorVariable:
+    """Annotates an option with the vendor's own environment variable: `Annotated[str, VendorVariable("X_URL")]`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a backend is told about the run it delivers.
+
+    Args:
+        id: trackhub's id of the run, unique and stable; make run creation idempotent with it.
+        name: The name people see.
+        project: The project the run belongs to.
+        created_ns: When the run was created, nanoseconds since the Unix epoch.
+        directory: The run directory; `path_of` finds a record's file in it.
+        parent_remote_id: For a child run, what the same backend's `open` gave as the parent's `remote_id`.
+        attempt: 1 for the first process that writes this run, 2 for the first that resumes it, and so on.
+        working_directory: Where the training process was started; relative paths in options are relative to it.
+    """
+
+    id: str
+    name: str
+    project: str
+    created_ns: int
+    directory: Path
+    parent_remote_id: str | None = None
+    attempt: int = 1
+    working_directory: Path = field(default_factory=Path.cwd)
+
+    def path_of(self, file: StoredFile) -> Path:
+        """The file or directory that a record's `file` names."""
+        return self.directory / file.path
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """What `Backend.open` answers.
+
+    Args:
+        remote_id: The backend's own id of the run, given to users by `tracker.remote_id(...)` and to child runs.
+        link: A URL or path where a person can look at the run.
+        state: JSON-able state to be handed to the next `open` of this run, after a restart.
+    """
+
+    remote_id: str | None = None
+    link: str | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Notes:
+    """Collects what a backend could not show as it was logged. It ends up, counted, in the delivery report."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[str, str, str]] = []
+
+    def add(self, reason: str, subject: str, detail: str = "") -> None:
+        """Report that one thing was changed or left out.
+
+        Args:
+            reason: A short fixed phrase, by which notes are counted: "renamed", "shortened", "not finite".
+            subject: What it happened to: the key, the file.
+            detail: What was done about it, for a person.
+        """
+        self._pending.append((reason, subject, detail))
+
+    def drain(self) -> list[tuple[str, str, str]]:
+        """Take all notes of `(reason, subject, detail)` added since the last call."""
+        taken, self._pending = self._pending, []
+        return taken
+
+
+class Backend(ABC):
+    """One vendor. Subclass it, override `open`, and one `write_*` for each kind the vendor can show.
+
+    A `write_*` gets a batch of one kind, in the order it was logged. When it returns, the vendor has accepted the data,
+    so buffered SDKs flush inside it. It may be given the same batch again after a crash, and must then show it once.
+    A kind that is not overridden is lowered to one that is (a confusion matrix to a table and a picture, those to a
+    file artifact) or, where nothing fits, skipped and counted.
+
+    Raise `BackendUnavailable` to be called again later, `RecordRejected` for what the vendor will never take. Anything
+    else is taken for a bug of the backend: its delivery is suspended, with name and version in the report; the
+    data stays.
+
+    All methods of one object are called from one thread, in a process of its own unless `needs_training_process`.
+    Import the vendor's SDK inside `open`, never at module level.
+    """
+
+    name: ClassVar[str]
+    """The backend's name: what users write in `backends=[...]`."""
+
+    Options: ClassVar[type[BackendOptions]] = BackendOptions
+    """The options this backend takes; filled and validated in `trackhub.init`."""
+
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """Vendor distributions whose version `trackhub backends` shows; the first one installed counts."""
+
+    needs_training_process: ClassVar[bool] = False
+    """True only where a live object of the training process must be filled."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.notes = Notes()
+
+    @classmethod
+    def check(cls, options: Any) -> None:
+        """Refuse, in `init` and without importing the SDK, what cannot work: a missing package, an impossible option.
+
+        Args:
+            options: The validated `Options`.
+
+        Raises:
+            SettingsError: With the fix in the message; `MissingPackageError` with the pip line.
+        """
+
+    @classmethod
+    def resolve(cls, options: Any, working_directory: Path) -> Any:
+        """Give back the options with everything relative made absolute, so that a later `sync` finds the same place.
+
+        Args:
+            options: The validated `Options`.
+            working_directory: The training process's working directory.
+
+        Returns:
+            The options to store with the run.
+        """
+        return options
+
+    @abstractmethod
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        """Connect, and create the run or find it again.
+
+        Args:
+            run: The run.
+            state: What an earlier `open` or `checkpoint` gave to remember; empty the first time, or if it was lost.
+
+        Raises:
+            BackendUnavailable: To be called again later.
+        """
+
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """New state to remember together with the data just written, or None if nothing changed."""
+        return None
+
+    def close(self, status: EndStatus) -> None:
+        """End the run with this status; everything has been written. Called again if it raised BackendUnavailable."""
+
+    def disconnect(self) -> None:
+        """Let go of connections and files without ending the run. Always called last; must not raise."""
+
+    def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
+        """Step metrics."""
+        raise NotImplementedError
+
+    def write_params(self, params: Sequence[ParamsLogged]) -> None:
+        """Params."""
+        raise NotImplementedError
+
+    def write_tags(self, tags: Sequence[TagsSet]) -> None:
+        """Tags."""
+        raise NotImplementedError
+
+    def write_artifacts(self, artifacts: Sequence[ArtifactLogged]) -> None:
+        """Files and directories."""
+        raise NotImplementedError
+
+    def write_models(self, models: Sequence[ModelLogged]) -> None:
+        """Models; lowered to artifacts."""
+        raise NotImplementedError
+
+    def write_text(self, texts: Sequence[TextLogged]) -> None:
+        """Texts; lowered to artifacts."""
+        raise NotImplementedError
+
+    def write_html(self, pages: Sequence[HtmlLogged]) -> None:
+        """HTML pages; lowered to artifacts."""
+        raise NotImplementedError
+
+    def write_images(self, images: Sequence[ImageLogged]) -> None:
+        """PNG and JPEG pictures; lowered to artifacts."""
+        raise NotImplementedError
+
+    def write_figures(self, figures: Sequence[FigureLogged]) -> None:
+        """Figures; lowered to artifacts."""
+        raise NotImplementedError
+
+    def write_tables(self, tables: Sequence[TableLogged]) -> None:
+        """Tables; lowered to artifacts."""
+        raise NotImplementedError
+
+    def write_histograms(self, histograms: Sequence[HistogramLogged]) -> None:
+        """Histograms; lowered to tables."""
+        raise NotImplementedError
+
+    def write_confusion_matrices(self, matrices: Sequence[ConfusionMatrixLogged]) -> None:
+        """Confusion matrices; lowered to a table and a figure."""
+        raise NotImplementedError
+
+    def write_roc_curves(self, curves: Sequence[RocCurveLogged]) -> None:
+        """ROC curves; lowered to a table and a figure."""
+        raise NotImplementedError

@@ -1,0 +1,143 @@
+"""Snapshots: copies of files and rich values in the run directory, taken while the caller waits.
+
+Apart from the journal because files are copied whole before the record that names them is written, so that a record in
+the journal always has its content.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from trackhub.records import StoredFile
+
+
+class BlobStore:
+    """Takes snapshots into one run's `blobs` directory.
+
+    Args:
+        directory: The run's `blobs` directory; exists.
+        prefix: Makes the names of this writer's snapshots its own.
+    """
+
+    def __init__(self, directory: Path, prefix: str) -> None:
+        self._directory = directory
+        self._prefix = prefix
+        self._count = 0
+        self._lock = threading.Lock()
+        self._unsynced: list[Path] = []
+
+    def store(self, content: bytes, suffix: str, media_type: str) -> StoredFile:
+        """Store bytes as a file.
+
+        Args:
+            content: What the file will hold.
+            suffix: With its dot, e.g. `.png`.
+            media_type: RFC 6838 media type.
+        """
+        path = self._directory / f"{self._next_name()}{suffix}"
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(content)
+        fresh.replace(path)
+        self._unsynced.append(path)
+        return StoredFile(self._relative(path), len(content), media_type=media_type)
+
+    def snapshot(self, source: Path) -> StoredFile:
+        """Copy a file or a directory as it is now.
+
+        Raises:
+            FileNotFoundError: There is nothing at that path.
+            ValueError: It is, or holds, something that is neither a file nor a directory.
+            OSError: It cannot be read, or the run directory cannot be written.
+        """
+        check_regular(source)
+        folder = self._directory / self._next_name()
+        fresh = folder.with_name(folder.name + ".new")
+        fresh.mkdir(mode=0o700)
+        copy = fresh / source.resolve().name
+        try:
+            if source.is_dir():
+                shutil.copytree(source, copy, copy_function=_copy_file)
+            else:
+                _copy_file(source, copy)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        fresh.replace(folder)
+        copy = folder / copy.name
+        self._unsynced.append(copy)
+        return describe(copy, self._relative(copy))
+
+    def sync(self) -> None:
+        """Make the snapshots survive a power failure too; called off the training thread."""
+        while self._unsynced:
+            path = self._unsynced.pop()
+            for file in _files_below(path) if path.is_dir() else [path]:
+                # A delivery that has passed it may have freed it.
+                with suppress(FileNotFoundError):
+                    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                    try:
+                        os.fdatasync(descriptor)
+                    finally:
+                        os.close(descriptor)
+
+    def _next_name(self) -> str:
+        with self._lock:
+            self._count += 1
+            return f"{self._prefix}-{self._count:06d}"
+
+    def _relative(self, path: Path) -> str:
+        return str(path.relative_to(self._directory.parent))
+
+
+def describe(path: Path, name: str) -> StoredFile:
+    """What a record says of a file or directory."""
+    if path.is_dir():
+        return StoredFile(name, sum(file.stat().st_size for file in _files_below(path)), is_directory=True)
+    return StoredFile(
+        name, path.stat().st_size, media_type=mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    )
+
+
+def check_regular(source: Path) -> None:
+    """Refuse what cannot be copied: a missing path, a pipe, a socket, a device.
+
+    Raises:
+        FileNotFoundError: There is nothing at that path, or at a link below it.
+        ValueError: It is, or holds, something that is neither a file nor a directory.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file or directory {str(source)!r} to log (looked in {Path.cwd()})")
+    for file in _files_below(source) if source.is_dir() else [source]:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{str(file)!r} is neither a file nor a directory, so it cannot be logged")
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in sorted(names):
+            yield Path(parent) / name
+
+
+def _copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy inside the kernel where it can: file systems that share blocks then copy nothing at all."""
+    with Path(source).open("rb") as reader, Path(target).open("xb") as writer:
+        left = os.fstat(reader.fileno()).st_size
+        try:
+            while left > 0:
+                copied = os.copy_file_range(reader.fileno(), writer.fileno(), left)
+                if copied == 0:
+                    return
+                left -= copied
+        except OSError:
+            reader.seek(0)
+            writer.seek(0)
+            writer.truncate()
+            shutil.copyfileobj(reader, writer, 1 << 20)

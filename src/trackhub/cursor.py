@@ -1,0 +1,178 @@
+"""A backend's durable place in a journal, with what the backend asked to remember and what became of the run there.
+
+Apart because it is the one file that a delivery and everybody who looks on share: it is replaced as a whole by an
+atomic rename, so a reader sees either the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trackhub.journal import Position
+from trackhub.records import EndStatus
+
+MAX_EXAMPLES = 5
+
+
+class NoteCount(msgspec.Struct):
+    """How often one thing was changed or left out, with a few examples of `[subject, detail]`."""
+
+    count: int = 0
+    examples: list[tuple[str, str]] = msgspec.field(default_factory=list)
+
+    def add(self, subject: str, detail: str) -> None:
+        """Count one more; keep it as an example if it is new and there are few."""
+        self.count += 1
+        if len(self.examples) < MAX_EXAMPLES and (subject, detail) not in self.examples:
+            self.examples.append((subject, detail))
+
+
+class BackendReport(msgspec.Struct):
+    """What one delivery did with one run.
+
+    Args:
+        version: Of the backend and its SDK, e.g. `mlflow 3.17.2`.
+        delivered: Kind of record -> number of records the backend has accepted.
+        points: Number of metric values the backend has accepted.
+        lowered: Kind of record -> number shown as something simpler.
+        skipped: Kind of record -> number the backend has no place for.
+        notes: Reason -> what was mapped, shortened or left out by the backend.
+        rejected: Number of records set aside in `rejected/<backend>.jsonl`.
+        damaged: Places in the journal that could not be read.
+        error: Why nothing is being delivered now: the last error, if the backend is unavailable.
+        error_since_ns: When that began.
+        suspended: Why this delivery has given up until the next start: a bug of the backend.
+        updated_ns: When this was written.
+    """
+
+    version: str = ""
+    delivered: dict[str, int] = msgspec.field(default_factory=dict)
+    points: int = 0
+    lowered: dict[str, int] = msgspec.field(default_factory=dict)
+    skipped: dict[str, int] = msgspec.field(default_factory=dict)
+    notes: dict[str, NoteCount] = msgspec.field(default_factory=dict)
+    rejected: int = 0
+    rejected_examples: list[str] = msgspec.field(default_factory=list)
+    damaged: list[str] = msgspec.field(default_factory=list)
+    error: str | None = None
+    error_since_ns: int | None = None
+    suspended: str | None = None
+    updated_ns: int = 0
+
+
+class Cursor(msgspec.Struct):
+    """What is in `cursors/<backend>.json`.
+
+    Args:
+        position: Where in the journal to go on.
+        state: The backend's own, as its `open` and `checkpoint` gave it.
+        remote_id: The backend's id of the run, once it is open.
+        link: Where a person can look at the run.
+        owner: The number of the journal's last owner among the writers read so far; 0 for none yet.
+        attempts: How many owners there have been.
+        ended_owner: The owner whose end has been read; 0 for none yet.
+        ended_status: The status it gave.
+        closed_owner: The owner for whose end the backend's run has been closed; 0 if it has not.
+        closed_status: The status the backend's run was closed with.
+        report: What became of the records.
+    """
+
+    position: Position = msgspec.field(default_factory=dict)
+    state: dict[str, Any] = msgspec.field(default_factory=dict)
+    remote_id: str | None = None
+    link: str | None = None
+    owner: int = 0
+    attempts: int = 0
+    ended_owner: int = 0
+    ended_status: EndStatus | None = None
+    closed_owner: int = 0
+    closed_status: EndStatus | None = None
+    report: BackendReport = msgspec.field(default_factory=BackendReport)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the backend's run has been ended for the last owner read."""
+        return self.closed_owner > 0 and self.closed_owner == self.owner
+
+    def has_passed(self, mark: tuple[int, int, int]) -> bool:
+        """Whether everything before a place (writer, segment, offset) has been delivered."""
+        writer, segment, offset = mark
+        place = self.position.get(str(writer))
+        return place is not None and tuple(place) >= (segment, offset)
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Cursor).decode
+
+
+class CursorFile:
+    """Loads and saves one cursor, and says which process may deliver.
+
+    Args:
+        directory: The run's `cursors` directory; created by the first save.
+        backend: The backend's name.
+    """
+
+    def __init__(self, directory: Path, backend: str) -> None:
+        self.path = directory / f"{backend}.json"
+        self._lock_path = directory / f"{backend}.lock"
+        self._lock: int | None = None
+
+    def load(self) -> Cursor:
+        """The saved cursor; a fresh one if there is none or it cannot be read (the backends make that harmless)."""
+        try:
+            return _decode(self.path.read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return Cursor()
+
+    def save(self, cursor: Cursor) -> None:
+        """Replace the saved cursor, durably.
+
+        Raises:
+            OSError: The disk did not take it; the old one stands.
+        """
+        fresh = self.path.with_suffix(".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, _encode(cursor))
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        fresh.replace(self.path)
+
+    def claim(self) -> bool:
+        """Become the one process that delivers this run to this backend; False while another one is."""
+        if self._lock is not None:
+            return True
+        self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return False
+        except OSError:
+            # No locks on this file system: carry on; two deliveries of one run do no harm beyond work done twice.
+            pass
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._lock = descriptor
+        return True
+
+    def release(self) -> None:
+        """Let another process deliver."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def holder(self) -> int | None:
+        """The process that wrote its id when it last claimed this cursor, for messages."""
+        with suppress(OSError, ValueError):
+            return int(self._lock_path.read_text())
+        return None

@@ -1,0 +1,178 @@
+"""The run directory: where a run's files lie, who the run is, and where it stands.
+
+Apart from the tracker because deliveries and the command line work on a run directory alone, long after the training
+process has gone.
+
+    <TRACKHUB_DIR>/<run id>/
+        run.json                 identity and options, without secrets
+        journal/                 see journal.py
+        blobs/                   snapshots of files and rich values, taken at the call
+        cursors/<backend>.json   see cursor.py
+        rejected/<backend>.jsonl records the backend refused, one a line with the reason
+        delivery.log             what the delivery processes had to say
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trackhub.cursor import Cursor, CursorFile
+from trackhub.errors import JournalError, SettingsError
+from trackhub.journal import JournalReader, writer_is_alive
+from trackhub.records import RunEnded, RunStatus
+
+FORMAT_VERSION = 1
+_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What is in `run.json`.
+
+    Args:
+        backends: Backend name -> its options as plain values, without secrets.
+        parent_id: The run this one is a child of.
+        working_directory: Where the training process was started.
+        version: Of the trackhub that created the run.
+    """
+
+    id: str
+    name: str
+    project: str
+    created_ns: int
+    backends: dict[str, dict[str, Any]]
+    parent_id: str | None = None
+    working_directory: str = "."
+    version: str = ""
+    format: int = FORMAT_VERSION
+
+
+def new_run_id() -> str:
+    """A run id that sorts by time and that nobody else has: `20261121-093000-3f9a1c`, UTC."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(3)
+
+
+def check_run_id(run_id: str) -> str:
+    """Give back a run id that can name a directory and nothing else.
+
+    Raises:
+        SettingsError: It cannot.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise SettingsError(
+            f"run_id {run_id!r} cannot name a run: use up to 128 letters, digits, '.', '_' and '-', not starting with "
+            "'.' or '-' (or leave it out and one is made)"
+        )
+    return run_id
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Args:
+        path: `<TRACKHUB_DIR>/<run id>`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / "journal"
+        self.blobs = path / "blobs"
+        self.cursors = path / "cursors"
+        self.rejected = path / "rejected"
+        self.log = path / "delivery.log"
+        self._manifest: Manifest | None = None
+
+    @classmethod
+    def create(cls, root: Path, manifest: Manifest) -> RunDirectory:
+        """Make the directory of a run, or find that of a run that is gone on with.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        run = cls(root / manifest.id)
+        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (run.blobs, run.cursors):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        fresh = run.path / f"run.json.{os.getpid()}"
+        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        fresh.replace(run.path / "run.json")
+        run._manifest = manifest
+        return run
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run here."""
+        return (self.path / "run.json").is_file()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The run's identity.
+
+        Raises:
+            JournalError: `run.json` cannot be read, or a newer trackhub wrote it.
+        """
+        if self._manifest is None:
+            try:
+                manifest = msgspec.json.decode((self.path / "run.json").read_bytes(), type=Manifest)
+            except (OSError, msgspec.DecodeError) as error:
+                raise JournalError(f"{self.path} is no run directory that can be read: {error}") from error
+            if manifest.format > FORMAT_VERSION:
+                raise JournalError(f"{self.path} was written by a newer trackhub ({manifest.version}): upgrade this one")
+            self._manifest = manifest
+        return self._manifest
+
+    def cursor_file(self, backend: str) -> CursorFile:
+        """The cursor of one backend."""
+        return CursorFile(self.cursors, backend)
+
+    def cursor(self, backend: str) -> Cursor:
+        """Where one backend stands."""
+        return self.cursor_file(backend).load()
+
+    @property
+    def backends(self) -> list[str]:
+        """The backends this run was given to: those chosen at the start, and those it was sent to later."""
+        later = sorted(path.stem for path in self.cursors.glob("*.json"))
+        chosen = list(self.manifest.backends)
+        return chosen + [name for name in later if name not in chosen]
+
+    def end(self) -> tuple[RunStatus, RunEnded | None]:
+        """The run's status, and the record that ended it; a run whose process vanished is "killed"."""
+        reader = JournalReader(self.journal)
+        try:
+            owner, ended = reader.last_owner()
+        finally:
+            reader.close()
+        if ended is not None:
+            return ended.status, ended
+        if owner and writer_is_alive(self.journal, owner):
+            return "running", None
+        return "killed", None
+
+    def remaining(self, cursor: Cursor) -> int:
+        """How many records lie behind a cursor."""
+        reader = JournalReader(self.journal)
+        position, count = dict(cursor.position), 0
+        try:
+            while True:
+                chunk = reader.read(position)
+                if chunk.empty:
+                    return count
+                count += sum(not isinstance(record, RunEnded) for record in chunk.records)
+                position = chunk.position
+        finally:
+            reader.close()
+
+
+def runs_in(root: Path) -> Iterator[RunDirectory]:
+    """The runs under a `TRACKHUB_DIR`, oldest first."""
+    found = [RunDirectory(path) for path in root.iterdir()] if root.is_dir() else []
+    readable = [run for run in found if run.exists]
+    yield from sorted(readable, key=lambda run: run.manifest.created_ns)

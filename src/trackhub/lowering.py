@@ -1,0 +1,128 @@
+"""Showing a kind of record as a simpler one, for backends that have no place for it.
+
+Apart from the delivery because it is plain rules: a confusion matrix becomes a table and a figure, those become file
+artifacts. What a backend supports is read off its class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+import os
+from pathlib import PurePosixPath
+
+import msgspec
+
+from trackhub import drawing
+from trackhub.backend import Backend, RunInfo
+from trackhub.records import (
+    ArtifactLogged,
+    ConfusionMatrixLogged,
+    Deliverable,
+    FigureLogged,
+    HistogramLogged,
+    HtmlLogged,
+    ImageLogged,
+    MetricsLogged,
+    ModelLogged,
+    ParamsLogged,
+    Record,
+    RocCurveLogged,
+    StoredFile,
+    TableLogged,
+    TagsSet,
+    TextLogged,
+)
+
+KINDS: dict[type[Record], str] = {
+    ParamsLogged: "params",
+    MetricsLogged: "metrics",
+    TagsSet: "tags",
+    ArtifactLogged: "artifacts",
+    ModelLogged: "models",
+    TextLogged: "text",
+    HtmlLogged: "html",
+    ImageLogged: "images",
+    FigureLogged: "figures",
+    TableLogged: "tables",
+    HistogramLogged: "histograms",
+    ConfusionMatrixLogged: "confusion_matrices",
+    RocCurveLogged: "roc_curves",
+}
+"""Record -> the name of its kind; the backend's method is `write_<kind>`."""
+
+
+def supported_kinds(backend: type[Backend]) -> frozenset[str]:
+    """The kinds a backend shows by itself: those whose method it overrides."""
+    return frozenset(
+        kind for kind in KINDS.values() if getattr(backend, f"write_{kind}") is not getattr(Backend, f"write_{kind}")
+    )
+
+
+def lower(record: Deliverable, supported: frozenset[str], run: RunInfo) -> list[Deliverable]:
+    """The records that stand for this one with a backend that supports these kinds; none where nothing fits.
+
+    Args:
+        record: Of a kind that may be unsupported.
+        supported: What `supported_kinds` gave.
+        run: Its directory takes the files that have to be made.
+
+    Raises:
+        OSError: A file could not be made.
+    """
+    if KINDS[type(record)] in supported:
+        return [record]
+    return [final for simpler in _simpler(record, run) for final in lower(simpler, supported, run)]
+
+
+def _simpler(record: Deliverable, run: RunInfo) -> list[Deliverable]:
+    match record:
+        case ConfusionMatrixLogged(labels=labels, matrix=matrix):
+            table = drawing.confusion_matrix_table(labels, matrix)
+            return [_table(record, run, *table), _figure(record, run, drawing.confusion_matrix_svg(labels, matrix))]
+        case RocCurveLogged(fpr=fpr, tpr=tpr, thresholds=thresholds):
+            table = drawing.roc_curve_table(fpr, tpr, thresholds)
+            return [_table(record, run, *table), _figure(record, run, drawing.roc_curve_svg(fpr, tpr))]
+        case HistogramLogged(edges=edges, counts=counts):
+            return [_table(record, run, *drawing.histogram_table(edges, counts))]
+        case ModelLogged(name=name, file=file):
+            inner = name if file.is_directory else f"{name}/{PurePosixPath(file.path).name}"
+            return [ArtifactLogged(record.time_ns, inner, file)]
+        case TextLogged() | HtmlLogged() | ImageLogged() | FigureLogged() | TableLogged():
+            folder = KINDS[type(record)]
+            step = "" if record.step is None else f"-{record.step}"
+            suffix = _suffix(record.file)
+            name = f"{folder}/{record.name.strip('/').removesuffix(suffix)}{step}{suffix}"
+            return [ArtifactLogged(record.time_ns, name, record.file)]
+    return []
+
+
+def _suffix(file: StoredFile) -> str:
+    return PurePosixPath(file.path).suffix or mimetypes.guess_extension(file.media_type) or ""
+
+
+def _table(
+    record: ConfusionMatrixLogged | RocCurveLogged | HistogramLogged,
+    run: RunInfo,
+    columns: list[str],
+    rows: list[list[str | float]],
+) -> TableLogged:
+    file = _derive(run, record, msgspec.json.encode({"columns": columns, "data": rows}), "json", "application/json")
+    return TableLogged(record.time_ns, record.name, file, columns, len(rows), record.step)
+
+
+def _figure(record: ConfusionMatrixLogged | RocCurveLogged, run: RunInfo, svg: str) -> FigureLogged:
+    file = _derive(run, record, svg.encode(), "svg", "image/svg+xml")
+    return FigureLogged(record.time_ns, record.name, file, record.step)
+
+
+def _derive(run: RunInfo, record: Record, content: bytes, suffix: str, media_type: str) -> StoredFile:
+    """Store a file made from a record; the same record gives the same file, whichever delivery makes it first."""
+    folder = run.directory / "blobs" / "derived"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.{suffix}"
+    if not path.exists():
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    return StoredFile(str(path.relative_to(run.directory)), len(content), media_type=media_type)

@@ -1,0 +1,111 @@
+"""The delivery report: for each backend of a run, what it has, what it lacks and what was changed on the way.
+
+Apart because `flush()`, `finish()` and the command line show the same one, all read from the cursors on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from trackhub.cursor import Cursor
+from trackhub.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class BackendStanding:
+    """How one run stands with one backend.
+
+    Args:
+        backend: Its name.
+        cursor: As last saved by the delivery.
+        undelivered: Number of records the backend does not have yet.
+        complete: Whether it has all there is, and the run's end if the run has ended.
+    """
+
+    backend: str
+    cursor: Cursor
+    undelivered: int
+    complete: bool
+
+    def sentences(self) -> list[str]:
+        """What people should know, a sentence each; the first says where it stands."""
+        report = self.cursor.report
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in report.delivered.items())
+        if self.complete:
+            lines = [f"{self.backend}: complete ({kinds or 'nothing was logged'})"]
+        else:
+            lines = [f"{self.backend}: {self.undelivered:,} records are not delivered yet"]
+        if report.suspended:
+            lines.append(f"{self.backend}: delivery gave up because the backend failed: {report.suspended}")
+        elif report.error:
+            lines.append(f"{self.backend}: not available: {report.error}")
+        if report.rejected:
+            examples = "; ".join(report.rejected_examples[:2])
+            lines.append(
+                f"{self.backend}: {report.rejected:,} records were refused and kept in "
+                f"rejected/{self.backend}.jsonl ({examples})"
+            )
+        for kind, count in report.skipped.items():
+            lines.append(f"{self.backend}: has no place for {kind.replace('_', ' ')}: {count:,} not shown there")
+        for reason, note in report.notes.items():
+            subjects = ", ".join(f"{subject} ({detail})" if detail else subject for subject, detail in note.examples[:3])
+            lines.append(f"{self.backend}: {note.count:,} {reason}: {subjects}")
+        lines.extend(f"{self.backend}: damage in the journal: {place}" for place in report.damaged[:3])
+        return lines
+
+
+@dataclass(frozen=True)
+class DeliveryReport:
+    """How one run stands with all its backends. True when nothing is left to deliver.
+
+    Args:
+        run_id: The run.
+        command: The command that delivers the rest.
+        standings: One a backend.
+    """
+
+    run_id: str
+    command: str
+    standings: tuple[BackendStanding, ...]
+
+    def __bool__(self) -> bool:
+        return self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether every backend has everything."""
+        return all(standing.complete for standing in self.standings)
+
+    @property
+    def undelivered(self) -> dict[str, int]:
+        """Backend -> number of records it lacks, for those that lack any or have not closed the run."""
+        return {standing.backend: standing.undelivered for standing in self.standings if not standing.complete}
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether there is anything that people should be told without asking."""
+        return not self.complete or any(len(standing.sentences()) > 1 for standing in self.standings)
+
+    def __str__(self) -> str:
+        lines = [line for standing in self.standings for line in standing.sentences()]
+        if not self.complete:
+            lines.append(f"deliver the rest with: {self.command}")
+        return "\n".join(lines) or "no backends: the run is in its directory alone"
+
+
+def delivery_report(run: RunDirectory, command: str, backends: Iterable[str] | None = None) -> DeliveryReport:
+    """Read how a run stands.
+
+    Args:
+        run: The run.
+        command: The command that delivers the rest.
+        backends: Only these; default: all the run was given to.
+    """
+    ended = run.end()[0] != "running"
+    standings = []
+    for name in run.backends if backends is None else backends:
+        cursor = run.cursor(name)
+        undelivered = run.remaining(cursor)
+        standings.append(BackendStanding(name, cursor, undelivered, not undelivered and (cursor.closed or not ended)))
+    return DeliveryReport(run.manifest.id, command, tuple(standings))

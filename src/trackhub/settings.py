@@ -1,0 +1,270 @@
+"""Every setting: its variable, its help text and where its value comes from; the only reader of the environment.
+
+Apart so that there is one place to look for what can be set, from which the docs page is generated, and one order of
+strength: arguments, `TRACKHUB_*` variables, the settings file, defaults. A backend's own options follow the same order,
+with the vendor's own variable behind ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from trackhub.errors import SettingsError
+
+PREFIX = "TRACKHUB_"
+VARIABLES = {"finish_timeout_seconds": "TRACKHUB_FINISH_TIMEOUT"}
+"""Variables whose name is not simply the prefix and the field."""
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+class Settings(BaseModel):
+    """What can be set for a run, whatever its backends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backends: tuple[str, ...] = Field(
+        default=(),
+        description="The backends that get the run, by name, with commas between. Empty: the journal alone, "
+        "to be delivered to any backend later.",
+    )
+    project: str = Field(
+        default="default",
+        min_length=1,
+        description="The project the run belongs to: MLflow's experiment, a folder elsewhere.",
+    )
+    name: str | None = Field(default=None, description="The name people see. Default: the run id.")
+    run_id: str | None = Field(
+        default=None,
+        description="The id of the run. Default: a new one. The id of an earlier run goes on with that run.",
+    )
+    dir: Path = Field(default=Path(".trackhub"), description="The directory that holds the run directories.")
+    mode: Mode = Field(
+        default="online",
+        description="`online` delivers while the run goes on; `offline` writes the journal alone, for `trackhub sync` "
+        "later; `disabled` records nothing.",
+    )
+    finish_timeout_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long `finish()` waits for the deliveries, in seconds. What is not delivered by then stays in "
+        "the journal, is still being delivered in the background, and `trackhub sync` completes it.",
+    )
+
+    @field_validator("backends", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.split(",")
+        if isinstance(value, (list, tuple)):
+            names = [name.strip() if isinstance(name, str) else name for name in value]
+            return tuple(dict.fromkeys(name for name in names if name != ""))
+        return value
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings with the source of each value, for `trackhub doctor`.
+
+    Args:
+        settings: The values in force.
+        sources: Field -> where its value came from: "argument", a variable, a file, or "default".
+        file: The settings file that was found.
+        tables: The settings file's tables for backends: name -> options.
+    """
+
+    settings: Settings
+    sources: dict[str, str]
+    file: Path | None = None
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def variable_of(field_name: str) -> str:
+    """The environment variable of a setting."""
+    return VARIABLES.get(field_name, PREFIX + field_name.upper())
+
+
+def load(arguments: Mapping[str, Any], working_directory: Path | None = None) -> Loaded:
+    """Put the settings together.
+
+    Args:
+        arguments: What was given to `init`; None means not given.
+        working_directory: Where to look for a settings file, and in the folders above it.
+
+    Raises:
+        SettingsError: A value is not accepted; the message names where it came from and what is accepted.
+    """
+    file, table = _settings_file(working_directory or Path.cwd())
+    tables = {name: value for name, value in table.items() if isinstance(value, dict)}
+    plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name in Settings.model_fields:
+        key = "finish_timeout" if name == "finish_timeout_seconds" else name
+        variable = variable_of(name)
+        if arguments.get(name) is not None:
+            values[name], sources[name] = arguments[name], "argument"
+        elif os.environ.get(variable):
+            values[name], sources[name] = os.environ[variable], variable
+        elif key in plain:
+            values[name], sources[name] = plain.pop(key), str(file)
+        else:
+            sources[name] = "default"
+        plain.pop(key, None)
+    if plain:
+        known = ", ".join(sorted("finish_timeout" if name == "finish_timeout_seconds" else name
+                                 for name in Settings.model_fields))
+        raise SettingsError(f"{file}: no such setting: {', '.join(sorted(plain))} (settings are: {known})")
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, sources, values)) from None
+    return Loaded(settings, sources, file, tables)
+
+
+def backend_options(
+    backend: str, options: type[BaseModel], arguments: Mapping[str, Any], table: Mapping[str, Any], file: Path | None
+) -> tuple[Any, dict[str, str]]:
+    """Put one backend's options together.
+
+    Args:
+        backend: The backend's name.
+        options: Its `Options`.
+        arguments: What was given to `init(<backend>={...})`.
+        table: The settings file's table for it.
+        file: That file.
+
+    Returns:
+        The validated options, and the source of each value that is not the default.
+
+    Raises:
+        SettingsError: An option is unknown or not accepted.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name in arguments:
+        if name not in options.model_fields:
+            raise SettingsError(_unknown_option(backend, name, f"init({backend}={{...}})", options))
+    for name in table:
+        if name not in options.model_fields:
+            raise SettingsError(_unknown_option(backend, name, str(file), options))
+    for name, info in options.model_fields.items():
+        variable = _option_variable(backend, name)
+        vendor = next((entry.name for entry in info.metadata if type(entry).__name__ == "VendorVariable"), None)
+        if arguments.get(name) is not None:
+            values[name], sources[name] = arguments[name], f"init({backend}={{{name!r}: ...}})"
+        elif os.environ.get(variable):
+            values[name], sources[name] = _from_text(os.environ[variable], info.annotation), variable
+        elif vendor and os.environ.get(vendor):
+            values[name], sources[name] = _from_text(os.environ[vendor], info.annotation), vendor
+        elif name in table:
+            values[name], sources[name] = table[name], str(file)
+    try:
+        return options.model_validate(values), sources
+    except ValidationError as error:
+        raise SettingsError(_explain(error, sources, values, backend)) from None
+
+
+def option_variable_is_set(backend: str, option: str) -> bool:
+    """Whether the environment gives this option of a backend under our own name for it."""
+    return bool(os.environ.get(_option_variable(backend, option)))
+
+
+def _option_variable(backend: str, option: str) -> str:
+    return f"{PREFIX}{backend.upper().replace('-', '_')}_{option.upper()}"
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    """A variable holds text: lists are written with commas between."""
+    if get_origin(annotation) in (list, tuple, set, frozenset):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _unknown_option(backend: str, name: str, source: str, options: type[BaseModel]) -> str:
+    import difflib
+
+    known = sorted(options.model_fields)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{source}: backend {backend!r} has no option {name!r}{hint} (options are: {', '.join(known) or 'none'})"
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str], values: Mapping[str, Any], backend: str = "") -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        variable = _option_variable(backend, name) if backend else variable_of(name)
+        source = sources.get(name)
+        if problem["type"] == "missing":
+            lines.append(f"backend {backend!r} needs {name}: set {variable} or pass init({backend}={{{name!r}: ...}})")
+            continue
+        secret = any(word in name.lower() for word in ("token", "password", "secret", "key"))
+        shown = "(hidden)" if secret else repr(without_credentials(values.get(name)))
+        where = f"{name} (from {source})" if source and source != "argument" else f"{name}"
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{backend + ': ' if backend else ''}{where} = {shown} is not accepted: {message}; set {variable}")
+    return "\n".join(lines)
+
+
+def without_credentials(value: Any) -> Any:
+    """A value that can be written down: user and password taken out of URLs."""
+    if isinstance(value, str) and "://" in value and "@" in value:
+        scheme, _, rest = value.partition("://")
+        authority, slash, path = rest.partition("/")
+        if "@" in authority:
+            return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    return value
+
+
+def storable_options(options: BaseModel) -> dict[str, Any]:
+    """A backend's options as plain values for `run.json`: no secrets, nothing that is at its default."""
+    kept = {
+        name: value
+        for name, value in options.model_dump(mode="python", exclude_defaults=True).items()
+        if not isinstance(value, SecretStr)
+    }
+    plain: dict[str, Any] = options.model_dump(mode="json", include=set(kept))
+    return {name: without_credentials(value) for name, value in plain.items()}
+
+
+def full_options(options: BaseModel) -> dict[str, Any]:
+    """A backend's options with their secrets, to be handed to its delivery process through a pipe."""
+    plain: dict[str, Any] = options.model_dump(mode="json", exclude_defaults=True)
+    for name, value in options.model_dump(mode="python", exclude_defaults=True).items():
+        if isinstance(value, SecretStr):
+            plain[name] = value.get_secret_value()
+    return plain
+
+
+def _settings_file(start: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The nearest `trackhub.toml` or `pyproject.toml` with `[tool.trackhub]`, in this folder or above."""
+    for folder in (start, *start.parents):
+        for name in ("trackhub.toml", "pyproject.toml"):
+            file = folder / name
+            if not file.is_file():
+                continue
+            import tomllib
+
+            try:
+                content = tomllib.loads(file.read_text(encoding="utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                if name == "pyproject.toml":
+                    continue
+                raise SettingsError(f"{file} cannot be read: {error}") from None
+            if name == "trackhub.toml":
+                return file, content
+            if isinstance(table := content.get("tool", {}).get("trackhub"), dict):
+                return file, table
+    return None, {}
+
+
+def delivery_environment() -> dict[str, str]:
+    """The environment of a delivery process: this one's, without the accelerators, which it must not claim."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

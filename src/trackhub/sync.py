@@ -1,0 +1,160 @@
+"""Delivering run directories without their training process: what `trackhub sync` does, once or for ever.
+
+Apart from the command line so that it can be called and tested as a function. It is the same code as live delivery: the
+same processes, told of the same run directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trackhub import plugins, settings
+from trackhub.errors import TrackhubError
+from trackhub.host import host
+from trackhub.report import DeliveryReport, delivery_report
+from trackhub.rundir import RunDirectory, runs_in
+from trackhub.waiting import wait_for_deliveries
+
+STOP_SECONDS = 10.0
+FOLLOW_INTERVAL_SECONDS = 1.0
+
+
+def with_families(runs: Iterable[RunDirectory]) -> list[RunDirectory]:
+    """The runs with their parents and children, parents first: a child can only be delivered below its parent."""
+    wanted = {run.path: run for run in runs}
+    known = {run.manifest.id: run for root in {path.parent for path in wanted} for run in runs_in(root)}
+    family: dict[str, RunDirectory] = {}
+
+    def add(run: RunDirectory) -> None:
+        parent = run.manifest.parent_id
+        if parent in known and parent not in family:
+            add(known[parent])
+        family.setdefault(run.manifest.id, run)
+
+    for run in wanted.values():
+        add(run)
+    for run in known.values():
+        if run.manifest.parent_id in family:
+            add(run)
+    return list(family.values())
+
+
+def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
+    """The options to deliver a stored run with: as it was started, with secrets and overrides from the environment.
+
+    A `TRACKHUB_<BACKEND>_<OPTION>` variable wins over what is stored; the vendor's own variables and the settings file
+    fill in what is not.
+
+    Raises:
+        SettingsError: The backend is unknown, an option is not accepted, or a package is missing.
+    """
+    kind = plugins.find_backend(backend)
+    directory = Path(run.manifest.working_directory)
+    loaded = settings.load({}, directory if directory.is_dir() else None)
+    stored = {
+        name: value
+        for name, value in run.manifest.backends.get(backend, {}).items()
+        if name in kind.Options.model_fields and not settings.option_variable_is_set(backend, name)
+    }
+    options, _ = settings.backend_options(
+        backend, kind.Options, stored, loaded.tables.get(backend, {}), loaded.file
+    )
+    options = kind.resolve(options, directory)
+    kind.check(options)
+    return settings.full_options(options)
+
+
+def sync(
+    runs: Iterable[RunDirectory],
+    to: Sequence[str] | None = None,
+    timeout_seconds: float = float("inf"),
+    patience_seconds: float = 30.0,
+) -> list[DeliveryReport]:
+    """Deliver runs, and wait until everything has arrived or will not for now.
+
+    Args:
+        runs: The runs; their parents and children are delivered with them.
+        to: Backends to deliver to; default: those each run was given to.
+        timeout_seconds: How long to wait at most.
+        patience_seconds: How long a backend may be unavailable before it is given up for now.
+
+    Returns:
+        A report for each run, parents first.
+
+    Raises:
+        SettingsError: A backend is unknown, an option is not accepted, or a package is missing.
+    """
+    family = with_families(runs)
+    work = [(run, name) for run in family for name in (to if to is not None else run.backends)]
+    options = {(run.path, name): options_for(run, name) for run, name in work}
+    # A run that nobody writes any more, but another process tries in vain to deliver, is ours to deliver now.
+    for run, name in work:
+        _ask_to_hand_over(run, name)
+    try:
+        for run, name in work:
+            host().deliver(run, {name: options[run.path, name]})
+        wait_for_deliveries(work, timeout_seconds, patience_seconds=patience_seconds)
+    finally:
+        host().stop(STOP_SECONDS)
+    return [delivery_report(run, f"trackhub sync {run.path}", to) for run in family]
+
+
+def follow(
+    root: Path,
+    to: Sequence[str] | None = None,
+    on_problem: Callable[[str], None] = print,
+    until: Callable[[], bool] = lambda: False,
+    grace_seconds: float = 25.0,
+) -> list[DeliveryReport]:
+    """Deliver every run under a directory, and those that come, until told to stop; then what is left, in a grace.
+
+    Args:
+        root: A `TRACKHUB_DIR`; it may not exist yet.
+        to: Backends to deliver to; default: those each run was given to.
+        on_problem: Told about a run that cannot be delivered.
+        until: Asked every second whether to stop.
+        grace_seconds: How long to go on delivering after that.
+
+    Returns:
+        A report for each run that was taken up.
+    """
+    taken: dict[Path, RunDirectory] = {}
+    refused: set[Path] = set()
+    while True:
+        stopping = until()
+        for run in runs_in(root):
+            if run.path in taken or run.path in refused:
+                continue
+            try:
+                names = list(to) if to is not None else run.backends
+                unfinished = [name for name in names if not run.cursor(name).closed]
+                host().deliver(run, {name: options_for(run, name) for name in unfinished})
+                taken[run.path] = run
+            except TrackhubError as error:
+                refused.add(run.path)
+                on_problem(f"run {run.path.name} cannot be delivered: {error}")
+        host().keep_alive()
+        if stopping:
+            break
+        time.sleep(FOLLOW_INTERVAL_SECONDS)
+    work = [(run, name) for run in taken.values() for name in (to if to is not None else run.backends)]
+    wait_for_deliveries(work, grace_seconds)
+    host().stop(STOP_SECONDS)
+    return [delivery_report(run, f"trackhub sync {run.path}", to) for run in taken.values()]
+
+
+def _ask_to_hand_over(run: RunDirectory, backend: str) -> None:
+    """Have a delivery process that is backing off let go of the run; one that makes progress keeps it."""
+    cursor_file = run.cursor_file(backend)
+    holder = cursor_file.holder()
+    if cursor_file.claim():
+        cursor_file.release()
+    elif holder is not None and holder != os.getpid():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(holder, signal.SIGUSR1)

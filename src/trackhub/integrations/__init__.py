@@ -1,0 +1,1 @@
+"""Frameworks that trackhub fits into, one a file, on the public API only."""

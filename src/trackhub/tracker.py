@@ -1,0 +1,605 @@
+"""The Tracker: what training code calls. It checks what it is given, writes it to the journal, and returns.
+
+Apart from delivery on purpose: nothing here waits for a backend except `flush`, `finish` and `remote_id`, and nothing a
+backend does can raise here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from trackhub import active, plain, settings, values
+from trackhub._version import VERSION
+from trackhub.blobs import BlobStore, check_regular, describe
+from trackhub.errors import RunFinishedError
+from trackhub.host import host
+from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, writer_is_alive
+from trackhub.records import (
+    ArtifactLogged,
+    ConfusionMatrixLogged,
+    EndStatus,
+    FigureLogged,
+    HistogramLogged,
+    HtmlLogged,
+    ImageLogged,
+    ModelLogged,
+    ParamsLogged,
+    RocCurveLogged,
+    RunEnded,
+    StoredFile,
+    TableLogged,
+    TagsSet,
+    TextLogged,
+)
+from trackhub.report import DeliveryReport, delivery_report
+from trackhub.rundir import Manifest, RunDirectory, new_run_id
+from trackhub.waiting import POLL_SECONDS, wait_for_deliveries
+
+_log = logging.getLogger("trackhub")
+_now_ns = time.time_ns
+# What packing raises for a value that is no float yet, or for a mapping that is none.
+_NOT_PACKED = (struct.error, TypeError, ValueError, OverflowError, AttributeError, RuntimeError, UserWarning)
+
+
+class Tracker:
+    """One run. Made by `trackhub.init` or `Tracker.child`; use it in a `with` block, or call `finish`.
+
+    Every `log_*` call returns when the record is in the journal, safe from a SIGKILL. It raises TypeError or ValueError
+    if the value cannot be logged, RunFinishedError after `finish`, and nothing else. Threads may log at the same time.
+    """
+
+    def __init__(self, chosen: settings.Settings, run: RunDirectory | None, parent: Tracker | None = None) -> None:
+        self._settings = chosen
+        self._run = run
+        self._parent = parent
+        self._children: list[Tracker] = []
+        self._options: Mapping[str, Any] = {}
+        self._finished = False
+        self._report: DeliveryReport | None = None
+        self._next_step = 0
+        self._step_lock = threading.Lock()
+        self._writer_lock = threading.RLock()
+        self._process_id = os.getpid()
+        self._role: Role = "owner"
+        self._journal: JournalWriter | None = None
+        self._blobs: BlobStore | None = None
+        self._append_metrics: Callable[[Mapping[str, Any], int, int], None] = self._append_metrics_first_time
+        self._earlier = active.enter(self)
+
+    @classmethod
+    def disabled(cls, chosen: settings.Settings) -> Tracker:
+        """A tracker that records nothing and costs next to nothing.
+
+        Args:
+            chosen: The settings in force.
+        """
+        tracker = cls(chosen, None)
+        # Instance attributes win over methods: what is left of a call is one look-up and an empty function.
+        for method in _RECORDING:
+            setattr(tracker, method, _record_nothing)
+        return tracker
+
+    @classmethod
+    def start(
+        cls, run: RunDirectory, chosen: settings.Settings, options: Mapping[str, Any], parent: Tracker | None = None
+    ) -> Tracker:
+        """A tracker that records into a run directory, and has it delivered if the mode is online.
+
+        Args:
+            run: The run directory, with its manifest.
+            chosen: The settings in force.
+            options: Backend -> its validated options.
+            parent: For a child run, the run it belongs to.
+
+        Raises:
+            OSError: The journal cannot be written.
+        """
+        reader = JournalReader(run.journal)
+        owner, ended = reader.last_owner()
+        reader.close()
+        tracker = cls(chosen, run, parent)
+        tracker._options = options
+        if owner and ended is None and writer_is_alive(run.journal, owner):
+            # A living process holds this run: write into it, and leave its end to that process.
+            tracker._role = "worker"
+        tracker._attach()
+        if chosen.mode == "online":
+            host().deliver(run, {name: settings.full_options(option) for name, option in options.items()})
+        return tracker
+
+    # --- who the run is
+
+    @property
+    def id(self) -> str:
+        """The run's id, the name of its directory."""
+        return self._run.manifest.id if self._run else self._settings.run_id or "disabled"
+
+    @property
+    def name(self) -> str:
+        """The name people see."""
+        return self._run.manifest.name if self._run else self._settings.name or self.id
+
+    @property
+    def project(self) -> str:
+        """The project the run belongs to."""
+        return self._run.manifest.project if self._run else self._settings.project
+
+    @property
+    def directory(self) -> Path:
+        """The run directory; of a disabled run, where it would be."""
+        return self._run.path if self._run else Path.cwd() / self._settings.dir / self.id
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` has been called."""
+        return self._finished
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Backend -> where a person can look at the run, for the backends that have opened it so far."""
+        if self._run is None:
+            return {}
+        found = {name: self._run.cursor(name).link for name in self._options}
+        return {name: link for name, link in found.items() if link}
+
+    def remote_id(self, backend: str, timeout: float = 30.0) -> str:
+        """The backend's own id of this run, for calls to the vendor's SDK (e.g. the MLflow run id).
+
+        Args:
+            backend: A backend of this run.
+            timeout: Seconds to wait for the backend to have opened the run.
+
+        Raises:
+            ValueError: The run has no such backend.
+            TimeoutError: It was not opened in time; the message says why, if that is known.
+        """
+        if self._run is None or backend not in self._options:
+            raise ValueError(f"run {self.id} has no backend {backend!r} (it has: {', '.join(self._options) or 'none'})")
+        host().wake()
+        until = time.monotonic() + timeout
+        while True:
+            cursor = self._run.cursor(backend)
+            if cursor.remote_id is not None:
+                return cursor.remote_id
+            if time.monotonic() >= until:
+                why = cursor.report.suspended or cursor.report.error or f"see {self._run.log}"
+                raise TimeoutError(f"{backend} has not opened run {self.id} within {timeout:g} s: {why}")
+            time.sleep(POLL_SECONDS)
+
+    def __repr__(self) -> str:
+        state = "finished" if self._finished else "running" if self._run else "disabled"
+        return f"<trackhub run {self.id} ({state}) in {self.directory}>"
+
+    # --- recording
+
+    def log_metrics(
+        self,
+        metrics: Mapping[str, Any],
+        step: int | None = None,
+        timestamp: float | datetime | None = None,
+    ) -> None:
+        """Log the metrics of one step.
+
+        Args:
+            metrics: Name -> a number: Python, NumPy, torch or JAX scalar; NaN and infinities are kept. Stored as
+                float64.
+            step: One step for the whole mapping; when left out it is one more than the last one.
+            timestamp: Seconds since the Unix epoch, or a datetime; default: now.
+        """
+        if step is None:
+            with self._step_lock:
+                step = self._next_step
+                self._next_step = step + 1
+        else:
+            if type(step) is not int:
+                step = plain.step_of(step)
+            self._next_step = step + 1
+        try:
+            self._append_metrics(metrics, step, _now_ns() if timestamp is None else plain.time_ns_of(timestamp))
+        except _NOT_PACKED:
+            self._log_metrics_slowly(metrics, step, timestamp)
+
+    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any) -> None:
+        """Convert what C could not take for a float, or say why nobody can."""
+        self._check_running()
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"log_metrics takes a mapping of names to numbers, not {type(metrics).__name__}")
+        step = plain.step_of(step)
+        time_ns = _now_ns() if timestamp is None else plain.time_ns_of(timestamp)
+        converted = {plain.metric_name(name): plain.plain_scalar(value, name) for name, value in metrics.items()}
+        self._append_metrics(converted, step, time_ns)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log params: what the run was started with.
+
+        Args:
+            params: Nested mappings become names joined with `/`. Values that are no plain data are stored as text.
+        """
+        self._append(ParamsLogged(_now_ns(), plain.plain_params(params)))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags: words to find the run by. A later value replaces an earlier one."""
+        self._append(TagsSet(_now_ns(), plain.plain_tags(tags)))
+
+    def log_artifact(self, path: str | os.PathLike[str], name: str | None = None, copy: bool = True) -> None:
+        """Log a file or a directory as it is now.
+
+        Args:
+            path: What to log.
+            name: Its path among the run's artifacts, with `/`; default: its own name.
+            copy: False saves the copy of what will not change any more: it is then read when it is delivered, and
+                reported if it is gone by then.
+
+        Raises:
+            FileNotFoundError: There is nothing at that path.
+            ValueError: The name cannot be a path among artifacts, or the path is no file and no directory.
+        """
+        source = Path(path)
+        name = plain.artifact_name(source.resolve().name if name is None else name)
+        if copy:
+            file = self._writing()[1].snapshot(source)
+        else:
+            check_regular(source)
+            file = describe(source, str(source.absolute()))
+        self._append(ArtifactLogged(_now_ns(), name, file))
+
+    def log_model(
+        self, path: str | os.PathLike[str], name: str = "model", register_as: str | None = None
+    ) -> None:
+        """Log a model that was saved to a file or a directory.
+
+        Args:
+            path: The saved model.
+            name: Its path among the run's artifacts.
+            register_as: The name to register it under, where a backend has a model registry.
+
+        Raises:
+            FileNotFoundError: There is nothing at that path.
+            ValueError: The name cannot be a path among artifacts, or the path is no file and no directory.
+        """
+        name = plain.artifact_name(name)
+        if register_as is not None:
+            plain.check_name(register_as, "registered model")
+        file = self._writing()[1].snapshot(Path(path))
+        self._append(ModelLogged(_now_ns(), name, file, register_as))
+
+    def log_text(self, name: str, value: str, step: int | None = None) -> None:
+        """Log a text."""
+        plain.check_name(name, "text")
+        step = _optional_step(step)
+        file = self._store(_utf8(value, name), ".txt", "text/plain")
+        self._append(TextLogged(_now_ns(), name, file, step))
+
+    def log_html(self, name: str, value: str, step: int | None = None) -> None:
+        """Log an HTML page or fragment."""
+        plain.check_name(name, "html")
+        step = _optional_step(step)
+        file = self._store(_utf8(value, name), ".html", "text/html")
+        self._append(HtmlLogged(_now_ns(), name, file, step))
+
+    def log_image(self, name: str, value: Any, step: int | None = None) -> None:
+        """Log a picture.
+
+        Args:
+            name: Its name.
+            value: An array of height x width, or with 1, 3 or 4 channels last or first, of uint8 or of floats from 0 to
+                1; a Pillow image; PNG or JPEG bytes; the path of a PNG or JPEG file.
+            step: The step it belongs to, if it belongs to one.
+        """
+        plain.check_name(name, "image")
+        step = _optional_step(step)
+        image = values.encode_image(value, name)
+        file = self._store(image.data, image.suffix, image.media_type)
+        self._append(ImageLogged(_now_ns(), name, file, image.width, image.height, step))
+
+    def log_figure(self, name: str, value: Any, step: int | None = None) -> None:
+        """Log a figure: matplotlib's, rendered as a picture now, or plotly's, as a page that needs no network."""
+        plain.check_name(name, "figure")
+        step = _optional_step(step)
+        figure = values.encode_figure(value, name)
+        file = self._store(figure.data, figure.suffix, figure.media_type)
+        self._append(FigureLogged(_now_ns(), name, file, step))
+
+    def log_table(self, name: str, value: Any, step: int | None = None, columns: Sequence[str] | None = None) -> None:
+        """Log a table.
+
+        Args:
+            name: Its name.
+            value: A pandas or polars data frame; a list of mappings; a mapping of columns; a list of rows or a
+                2-D array, with `columns`.
+            step: The step it belongs to, if it belongs to one.
+            columns: Names of the columns, for rows that do not bring them.
+        """
+        plain.check_name(name, "table")
+        step = _optional_step(step)
+        table = values.encode_table(value, name, columns)
+        file = self._store(table.data, table.suffix, table.media_type)
+        self._append(TableLogged(_now_ns(), name, file, list(table.columns), table.row_count, step))
+
+    def log_histogram(self, name: str, value: Any, step: int | None = None, bins: int = 64) -> None:
+        """Log how values are distributed.
+
+        Args:
+            name: Its name.
+            value: An array or sequence of samples of any shape, or the pair `(counts, edges)` of `numpy.histogram`.
+            step: The step it belongs to, if it belongs to one.
+            bins: Number of bins that samples are counted in.
+        """
+        plain.check_name(name, "histogram")
+        step = _optional_step(step)
+        histogram = values.histogram_of(value, name, bins)
+        self._append(HistogramLogged(_now_ns(), name, histogram.edges, histogram.counts, step, histogram.left_out))
+
+    def log_confusion_matrix(
+        self, name: str, labels: Sequence[Any], matrix: Any, step: int | None = None
+    ) -> None:
+        """Log a confusion matrix.
+
+        Args:
+            name: Its name.
+            labels: The classes, in the order of the matrix.
+            matrix: `matrix[actual][predicted]`, as scikit-learn's `confusion_matrix` gives it.
+            step: The step it belongs to, if it belongs to one.
+        """
+        plain.check_name(name, "confusion matrix")
+        step = _optional_step(step)
+        names, rows = values.confusion_matrix_of(labels, matrix, name)
+        self._append(ConfusionMatrixLogged(_now_ns(), name, names, rows, step))
+
+    def log_roc_curve(self, name: str, fpr: Any, tpr: Any, thresholds: Any, step: int | None = None) -> None:
+        """Log a ROC curve, as scikit-learn's `roc_curve` gives it.
+
+        Args:
+            name: Its name.
+            fpr: False positive rates, 0 to 1.
+            tpr: True positive rates, 0 to 1, of the same length.
+            thresholds: The thresholds they belong to; the first may be infinite.
+            step: The step it belongs to, if it belongs to one.
+        """
+        plain.check_name(name, "ROC curve")
+        step = _optional_step(step)
+        curve = values.roc_curve_of(fpr, tpr, thresholds, name)
+        self._append(RocCurveLogged(_now_ns(), name, *curve, step))
+
+    # --- runs
+
+    def child(
+        self, name: str, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
+    ) -> Tracker:
+        """Start a run inside this one, for a trial or a fold.
+
+        It goes to the same backends, nested where they can nest. Its `finish()` does not wait for the delivery; this
+        run's does.
+
+        Args:
+            name: The name people see.
+            params: Logged at once.
+            tags: Set at once.
+        """
+        self._check_running()
+        chosen = self._settings.model_copy(update={"name": name, "run_id": None})
+        if self._run is None:
+            return Tracker.disabled(chosen)
+        own = self._run.manifest
+        manifest = Manifest(
+            id=new_run_id(),
+            name=name,
+            project=own.project,
+            created_ns=_now_ns(),
+            backends=own.backends,
+            parent_id=own.id,
+            working_directory=own.working_directory,
+            version=VERSION,
+        )
+        child = Tracker.start(RunDirectory.create(self._run.path.parent, manifest), chosen, self._options, self)
+        self._children.append(child)
+        if params:
+            child.log_params(params)
+        if tags:
+            child.set_tags(tags)
+        return child
+
+    def flush(self, timeout: float | None = None) -> DeliveryReport:
+        """Wait until all that was logged so far has been delivered.
+
+        Args:
+            timeout: Seconds to wait; default: as for `finish`.
+
+        Returns:
+            The delivery report; true if everything has arrived.
+        """
+        if self._run is None:
+            return _nothing_to_report(self.id)
+        if not self._finished and self._settings.mode == "online":
+            seconds = self._settings.finish_timeout_seconds if timeout is None else timeout
+            mark = self._writing()[0].position
+            wait_for_deliveries([(self._run, name) for name in self._options], seconds, mark)
+        return self._read_report(self._run)
+
+    def finish(self, status: EndStatus = "finished", timeout: float | None = None) -> DeliveryReport:
+        """End the run and wait for the deliveries; happens by itself at the end of a `with` block or of the process.
+
+        Args:
+            status: "finished", "failed" or "killed".
+            timeout: Seconds to wait at most; default: the setting `finish_timeout`. What has not arrived by then is
+                still being delivered in the background, and the message says which command completes it.
+
+        Returns:
+            The delivery report; true if everything has arrived.
+
+        Raises:
+            ValueError: The status is none of the three.
+        """
+        if status not in ("finished", "failed", "killed"):
+            raise ValueError(f"status {status!r} is not one of 'finished', 'failed', 'killed'")
+        return self._finish(status, None, timeout)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish(*active.end_of(error), None)
+
+    def end_at_exit(self, status: EndStatus, error: str | None) -> None:
+        """Finish because the process ends; a child run leaves the waiting to its parent."""
+        self._finish(status, error, None)
+
+    def _finish(self, status: EndStatus, error: str | None, timeout: float | None) -> DeliveryReport:
+        if self._report is not None:
+            return self._report
+        for child in self._children:
+            child._finish(status, error, 0)
+        with self._writer_lock:
+            if not self._finished:
+                self._finished = True
+                active.leave(self, self._earlier)
+                self._end_journal(status, error)
+        if self._run is None or self._process_id != os.getpid():
+            return _nothing_to_report(self.id)
+        if timeout is None:
+            timeout = 0.0 if self._parent is not None else self._settings.finish_timeout_seconds
+        if self._settings.mode == "online":
+            wait_for_deliveries(self._deliveries(), timeout)
+        self._report = self._read_report(self._run)
+        if self._settings.mode == "online" and self._parent is None and self._report.remarkable:
+            _log.warning("trackhub: run %s (%s)\n%s", self.name, self.id, self._report)
+        return self._report
+
+    def _deliveries(self) -> Iterator[tuple[RunDirectory, str]]:
+        if self._run is not None:
+            yield from ((self._run, name) for name in self._options)
+        for child in self._children:
+            yield from child._deliveries()
+
+    def _read_report(self, run: RunDirectory) -> DeliveryReport:
+        root = run.path.parent
+        elsewhere = "" if root == Path.cwd() / ".trackhub" else f" --dir {root}"
+        return delivery_report(run, f"trackhub sync {self.id}{elsewhere}", self._options)
+
+    # --- the journal of this process
+
+    def _attach(self) -> tuple[JournalWriter, BlobStore]:
+        """Open a writer of this process's own, and have it synced off this thread."""
+        run = self._run
+        assert run is not None
+        journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, _check_metric_names)
+        blobs = BlobStore(run.blobs, f"{journal.writer:04d}")
+        self._journal, self._blobs = journal, blobs
+        self._append_metrics = journal.append_metrics
+
+        def sync() -> None:
+            blobs.sync()
+            journal.sync()
+
+        host().watch(f"{self.id} ({journal.writer})", sync)
+        return journal, blobs
+
+    def _writing(self) -> tuple[JournalWriter, BlobStore]:
+        self._check_running()
+        journal, blobs = self._journal, self._blobs
+        if journal is not None and blobs is not None:
+            return journal, blobs
+        with self._writer_lock:
+            if self._journal is not None and self._blobs is not None:
+                return self._journal, self._blobs
+            return self._attach()
+
+    def _append(self, record: JournalRecord) -> None:
+        self._writing()[0].append(record)
+
+    def _store(self, content: bytes, suffix: str, media_type: str) -> StoredFile:
+        return self._writing()[1].store(content, suffix, media_type)
+
+    def _append_metrics_first_time(self, metrics: Mapping[str, Any], step: int, time_ns: int) -> None:
+        self._writing()[0].append_metrics(metrics, step, time_ns)
+
+    def _refuse_metrics(self, *_: object) -> None:
+        self._check_running()
+
+    def _check_running(self) -> None:
+        if self._finished:
+            raise RunFinishedError(f"run {self.id} has finished; log before finish(), or start another run")
+
+    def _end_journal(self, status: EndStatus, error: str | None) -> None:
+        self._append_metrics = self._refuse_metrics
+        journal, blobs = self._journal, self._blobs
+        if journal is None or blobs is None:
+            return
+        if self._role == "owner":
+            journal.append(RunEnded(_now_ns(), status, error))
+        host().unwatch(f"{self.id} ({journal.writer})")
+        try:
+            blobs.sync()
+            journal.close()
+        except OSError as problem:
+            _log.error("trackhub: run %s: the end of the journal could not be written: %s", self.id, problem)
+        if journal.lost_bytes:
+            _log.error(
+                "trackhub: run %s: the disk took nothing for so long that %d bytes of records had to be given up",
+                self.id,
+                journal.lost_bytes,
+            )
+
+    def continue_after_fork(self) -> None:
+        """In a forked child: leave the parent's files alone, and get a writer of one's own at the first record."""
+        if self._finished or self._run is None:
+            return
+        if self._journal is not None:
+            self._journal.abandon_after_fork()
+        self._journal = self._blobs = None
+        self._role = "worker"
+        self._children = []
+        self._step_lock = threading.Lock()
+        self._writer_lock = threading.RLock()
+        self._append_metrics = self._append_metrics_first_time
+
+
+_RECORDING = (
+    "log_metrics",
+    "log_params",
+    "set_tags",
+    "log_artifact",
+    "log_model",
+    "log_text",
+    "log_html",
+    "log_image",
+    "log_figure",
+    "log_table",
+    "log_histogram",
+    "log_confusion_matrix",
+    "log_roc_curve",
+)
+
+
+def _record_nothing(*_: object, **__: object) -> None:
+    """What the recording methods of a disabled tracker are."""
+
+
+def _nothing_to_report(run_id: str) -> DeliveryReport:
+    return DeliveryReport(run_id, "", ())
+
+
+def _optional_step(step: Any) -> int | None:
+    return None if step is None else plain.step_of(step)
+
+
+def _utf8(value: object, name: str) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError(f"{name!r} takes a str, not {type(value).__name__}")
+    return value.encode("utf-8", errors="surrogatepass")
+
+
+def _check_metric_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        plain.metric_name(name)

@@ -11,9 +11,7 @@ import mimetypes
 import os
 from pathlib import PurePosixPath
 
-import msgspec
-
-from trackhub import drawing
+from trackhub import drawing, values
 from trackhub.backend import Backend, RunInfo
 from trackhub.records import (
     ArtifactLogged,
@@ -107,16 +105,17 @@ def _table(
     columns: list[str],
     rows: list[list[str | float]],
 ) -> TableLogged:
-    file = _derive(run, record, msgspec.json.encode({"columns": columns, "data": rows}), "json", "application/json")
+    table = values.encode_table(rows, record.name, columns)
+    file = _derive(run, table.data, "json", table.media_type)
     return TableLogged(record.time_ns, record.name, file, columns, len(rows), record.step)
 
 
 def _figure(record: ConfusionMatrixLogged | RocCurveLogged, run: RunInfo, svg: str) -> FigureLogged:
-    file = _derive(run, record, svg.encode(), "svg", "image/svg+xml")
+    file = _derive(run, svg.encode(), "svg", "image/svg+xml")
     return FigureLogged(record.time_ns, record.name, file, record.step)
 
 
-def _derive(run: RunInfo, record: Record, content: bytes, suffix: str, media_type: str) -> StoredFile:
+def _derive(run: RunInfo, content: bytes, suffix: str, media_type: str) -> StoredFile:
     """Store a file made from a record; the same record gives the same file, whichever delivery makes it first."""
     folder = run.directory / "blobs" / "derived"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -669,7 +669,8 @@ def _numbers(value: Any, what: str) -> list[float]:
         return numbers
     if not _is_sequence(value):
         raise TypeError(f"{what}: expected a sequence of numbers, not {given(value)}")
-    return [real_number(element, f"an element of {what}") for element in value]
+    element_of = f"an element of {what}"
+    return [element if type(element) is float else real_number(element, element_of) for element in value]
 
 
 def _flat_samples(value: Any, what: str, depth: int) -> list[float]:

@@ -129,7 +129,8 @@ class Backend(ABC):
     A kind that is not overridden is lowered to one that is (a confusion matrix to a table and a picture, those to a
     file artifact) or, where nothing fits, skipped and counted.
 
-    Raise `BackendUnavailable` to be called again later, `RecordRejected` for what the vendor will never take. Anything
+    Raise `BackendUnavailable` to be called again later, `RecordRejected` for what the vendor will never take,
+    `StateLost` (from `open` or a `write_*`) when what was written before is gone and all must be given again. Anything
     else is taken for a bug of the backend: its delivery is suspended, with name and version in the report; the
     data stays.
 
@@ -145,6 +146,10 @@ class Backend(ABC):
 
     distributions: ClassVar[tuple[str, ...]] = ()
     """Vendor distributions whose version `trackhub backends` shows; the first one installed counts."""
+
+    keeps_order: ClassVar[bool] = False
+    """True where records of different kinds must come in the order they were logged, because they end up in one file.
+    Batches then end wherever the kind changes; otherwise each kind of a stretch of the journal is one batch."""
 
     needs_training_process: ClassVar[bool] = False
     """True only where a live object of the training process must be filled."""

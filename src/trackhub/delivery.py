@@ -19,8 +19,8 @@ import msgspec
 
 from trackhub import lowering
 from trackhub.backend import Backend, RunInfo
-from trackhub.cursor import NoteCount
-from trackhub.errors import BackendUnavailable, RecordRejected, TrackhubError
+from trackhub.cursor import BackendReport, Cursor, NoteCount
+from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
 from trackhub.journal import Chunk, JournalReader, writer_is_alive
 from trackhub.records import Deliverable, EndStatus, MetricsLogged, RunEnded
 from trackhub.rundir import RunDirectory
@@ -111,6 +111,8 @@ class Delivery:
             progressed = self._step()
         except _Waiting as waiting:
             return waiting.seconds
+        except StateLost as error:
+            return self._start_over(str(error))
         except BackendUnavailable as error:
             return self._back_off(str(error) or type(error).__name__, error.retry_after_seconds)
         except OSError as error:
@@ -162,7 +164,8 @@ class Delivery:
         return True
 
     def _accept(self, chunk: Chunk) -> None:
-        groups: dict[str, list[Deliverable]] = {}
+        batches: list[tuple[str, list[Deliverable]]] = []
+        batch_of: dict[str, list[Deliverable]] = {}
         lowered: Counter[str] = Counter()
         skipped: Counter[str] = Counter()
         if chunk.owners and self._cursor.owner:
@@ -170,21 +173,24 @@ class Delivery:
             self.release_backend()
             self._info = None
         info = self._run_info(len(chunk.owners))
+        keeps_order = type(self._get_backend()).keeps_order
         for record in chunk.records:
             if isinstance(record, RunEnded):
                 continue
-            kind = lowering.KINDS[type(record)]
-            if kind in self._supported:
-                groups.setdefault(kind, []).append(record)
-                continue
-            simpler = lowering.lower(record, self._supported, info)
-            (lowered if simpler else skipped)[kind] += 1
-            for shown in simpler:
-                groups.setdefault(lowering.KINDS[type(shown)], []).append(shown)
+            shown = lowering.lower(record, self._supported, info)
+            logged_kind = lowering.KINDS[type(record)]
+            if logged_kind not in self._supported:
+                (lowered if shown else skipped)[logged_kind] += 1
+            for final in shown:
+                kind = lowering.KINDS[type(final)]
+                if kind not in batch_of or (keeps_order and batches[-1][0] != kind):
+                    batch_of[kind] = []
+                    batches.append((kind, batch_of[kind]))
+                batch_of[kind].append(final)
         for counts, more in ((self._cursor.report.lowered, lowered), (self._cursor.report.skipped, skipped)):
             for kind, count in more.items():
                 counts[kind] = counts.get(kind, 0) + count
-        self._batches = deque(groups.items())
+        self._batches = deque(batches)
         self._chunk = chunk
 
     def _write_next_batch(self) -> None:
@@ -329,6 +335,19 @@ class Delivery:
         report.updated_ns = time.time_ns()
         self._save_quietly()
         return seconds
+
+    def _start_over(self, message: str) -> float:
+        """Forget how far the backend was: what it had is gone."""
+        if not self._cursor.position:
+            return self._back_off(message, None)
+        _log.warning("%s: run %s: %s; delivering it from its start", self._version, self.run.path.name, message)
+        self.release_backend()
+        self._chunk = None
+        self._batches.clear()
+        self._info = None
+        self._cursor = Cursor(report=BackendReport(version=self._version))
+        self._cursor.report.notes["delivered again from the start"] = NoteCount(1, [(self.run.path.name, message)])
+        return 0.0
 
     def _save_quietly(self) -> None:
         try:

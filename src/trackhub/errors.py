@@ -12,6 +12,7 @@ Kept apart so that each layer, from a plugin to the command line, can name an er
     +-- BackendError                    what a backend raises on purpose; training code never sees these
         +-- BackendUnavailable          not now: the delivery keeps its place and tries again
         +-- RecordRejected              never: the delivery sets that record aside and goes on
+        +-- StateLost                   what was delivered is gone: the delivery starts over from the first record
 
 A value that cannot be logged raises a plain TypeError or ValueError at the call.
 """
@@ -67,3 +68,7 @@ class RecordRejected(BackendError):
 
     Raised for a batch of several records, it makes the delivery halve the batch until the bad record is alone.
     """
+
+
+class StateLost(BackendError):
+    """What the backend was given before is no longer there. The delivery starts over from the journal's beginning."""

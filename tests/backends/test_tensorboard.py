@@ -22,7 +22,7 @@ from trackhub.backends.tensorboard import SHOWN_TEXT_BYTES, TensorBoardBackend, 
 from trackhub.backends.tensorboard.file import crc32c
 from trackhub.backends.tensorboard.text import escaped, file_name, markdown_table, run_directory_name
 from trackhub.errors import BackendUnavailable, MissingPackageError, RecordRejected, SettingsError, StateLost
-from trackhub.errors import BackendUnavailable, MissingPackageError, RecordRejected, SettingsError, StateLost
+from trackhub.plugins import find_backend
 from trackhub.records import (
     ConfusionMatrixLogged,
     FigureLogged,

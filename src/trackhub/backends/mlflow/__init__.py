@@ -1,0 +1,575 @@
+"""Runs in MLflow: on a tracking server, or in a local SQLite file.
+
+One vendor a folder: everything MLflow calls differently, limits, or draws in its own places is known here, and in what
+stands beside it: `names` (its keys), `uris`, `artifacts` and `errors`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+from urllib.parse import quote, urlsplit
+
+from pydantic import Field
+
+from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, VendorVariable, hookimpl
+from trackhub.backends.mlflow.artifacts import RunArtifacts, thumbnail
+from trackhub.backends.mlflow.errors import Translated
+from trackhub.backends.mlflow.names import is_shortened, to_artifact_path, to_image_key, to_mlflow_key, to_model_name
+from trackhub.backends.mlflow.uris import (
+    DATABASES,
+    DEFAULT_URI,
+    absolute_uri,
+    driver_of,
+    probe,
+    scheme_of,
+    sqlite_path,
+    without_credentials,
+)
+from trackhub.errors import BackendUnavailable, MissingPackageError, RecordRejected
+from trackhub.records import (
+    ArtifactLogged,
+    EndStatus,
+    FigureLogged,
+    HtmlLogged,
+    ImageLogged,
+    MetricsLogged,
+    ModelLogged,
+    ParamsLogged,
+    StepValueLogged,
+    TableLogged,
+    TagsSet,
+    TextLogged,
+)
+
+_RUN_TAG = "trackhub.run_id"
+_OUR_TAGS = frozenset({_RUN_TAG, "trackhub.version"})
+_TABLES_TAG = "mlflow.loggedArtifacts"
+_STATUSES: Mapping[EndStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_FIGURE_SUFFIXES = {"image/png": ".png", "text/html": ".html", "image/svg+xml": ".svg"}
+_MAX_METRICS = 1000
+_MAX_PAIRS = 100
+_MAX_REQUEST_BYTES = 900_000
+"""MLflow takes a million; the run id and the braces need their share."""
+_MAX_PARAM_LENGTH = 6000
+_MAX_TAG_LENGTH = 8000
+_MAX_NAME_LENGTH = 250
+
+
+class MlflowOptions(BackendOptions):
+    """Where and how runs are kept in MLflow."""
+
+    tracking_uri: Annotated[str | None, VendorVariable("MLFLOW_TRACKING_URI")] = Field(
+        default=None, description="Tracking server or database; default `sqlite:///mlflow.db` in the working directory."
+    )
+    experiment: Annotated[str | None, VendorVariable("MLFLOW_EXPERIMENT_NAME")] = Field(
+        default=None, description="Experiment, by name; default: the project."
+    )
+    experiment_id: Annotated[str | None, VendorVariable("MLFLOW_EXPERIMENT_ID")] = Field(
+        default=None, description="Experiment, by id; `experiment` is stronger."
+    )
+    run_id: Annotated[str | None, VendorVariable("MLFLOW_RUN_ID")] = Field(
+        default=None, description="An MLflow run to write into, which someone else ends."
+    )
+    request_timeout_seconds: int = Field(default=30, ge=1, description="How long one request to a server may take.")
+
+
+class MlflowBackend(Backend):
+    """Writes a run into MLflow. Metrics, params and tags as such, everything else in MLflow's conventional places."""
+
+    name = "mlflow"
+    Options: ClassVar[type[BackendOptions]] = MlflowOptions
+    distributions: ClassVar[tuple[str, ...]] = ("mlflow", "mlflow-skinny")
+
+    def __init__(self, options: MlflowOptions) -> None:
+        super().__init__(options)
+        self._uri = options.tracking_uri or DEFAULT_URI
+        self._where = without_credentials(self._uri)
+        self._secrets: tuple[str, ...] = tuple(p for p in (urlsplit(self._uri).password,) if p)
+        self._client: Any = None
+        self._artifacts: RunArtifacts
+        self._run: RunInfo
+        self._run_id = ""
+        self._artifact_uri = ""
+        self._joined = False
+        self._ended_ms: int | None = None
+        self._params: dict[str, str] = {}
+        self._tables: list[dict[str, str]] = []
+        self._has_image_tag = False
+        self._told_images: set[str] = set()
+        self._keys: dict[str, tuple[str, int]] = {}
+
+    @classmethod
+    def check(cls, options: MlflowOptions) -> None:
+        """Refuse a tracking URI that MLflow cannot serve, and a missing package."""
+        scheme = scheme_of(options.tracking_uri or DEFAULT_URI)
+        needed, extra = ["mlflow"], "mlflow-skinny"
+        if scheme in DATABASES:
+            needed, extra = [*needed, "sqlalchemy", "alembic"], "mlflow"
+        if any(find_spec(package) is None for package in needed):
+            raise MissingPackageError(
+                f"the mlflow backend with a {scheme} tracking URI needs a package that is not installed: "
+                f'pip install "trackhub-sdk[{extra}]"'
+            )
+        driver, distribution = driver_of(options.tracking_uri or DEFAULT_URI)
+        if find_spec(driver) is None:
+            raise MissingPackageError(
+                f"the mlflow backend needs the driver {driver} for a {scheme} tracking URI: pip install {distribution}"
+            )
+
+    @classmethod
+    def resolve(cls, options: MlflowOptions, working_directory: Path) -> MlflowOptions:
+        """Make the path of an SQLite file absolute."""
+        uri = absolute_uri(options.tracking_uri or DEFAULT_URI, working_directory)
+        return options.model_copy(update={"tracking_uri": uri})
+
+    @classmethod
+    def probe(cls, options: MlflowOptions) -> str | None:
+        """Ask a server for its health, or look whether a database file can be written.
+
+        Raises:
+            BackendUnavailable: It does not answer, or cannot be written.
+        """
+        return probe(options.tracking_uri or DEFAULT_URI)
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        """Connect, and create the MLflow run, find it again by its tag, or join the one that `run_id` names."""
+        self._run = run
+        with self._translated("open the run", may_reject=False):
+            self._connect()
+            self._joined = bool(self.options.run_id) and run.parent_remote_id is None
+            found = self._find(state)
+            if found.info.lifecycle_stage == "deleted":
+                raise BackendUnavailable(
+                    f"MLflow run {found.info.run_id} at {self._where} is deleted; restore it with "
+                    f"`mlflow runs restore --run-id {found.info.run_id}` to let the delivery go on"
+                )
+            self._run_id = found.info.run_id
+            self._artifact_uri = found.info.artifact_uri
+            self._artifacts = RunArtifacts(self._client, self._run_id, self.notes, self._translated)
+            self._remember(found)
+            if not self._joined and found.info.status != "RUNNING":
+                self._client.update_run(self._run_id, status="RUNNING")
+        link = self._link(found.info.experiment_id)
+        return OpenedRun(remote_id=self._run_id, link=link, state={"run_id": self._run_id})
+
+    def close(self, status: EndStatus) -> None:
+        """End the run, unless it was joined: then whoever started it ends it."""
+        if self._joined:
+            return
+        with self._translated("end the run", may_reject=False):
+            self._client.set_terminated(self._run_id, _STATUSES[status], self._ended_ms or int(time.time() * 1000))
+
+    def disconnect(self) -> None:
+        """Close the connections to a database; those to a server are pooled by MLflow."""
+        store = getattr(getattr(self._client, "_tracking_client", None), "store", None)
+        self._client = None
+        if (engine := getattr(store, "engine", None)) is not None:
+            engine.dispose()
+
+    # What is a number or a text
+
+    def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
+        """Log step metrics. The journal's time goes with them, so that a point sent twice is stored once."""
+        metric, keys = self._metric, self._keys
+        batch: list[Any] = []
+        size = 0
+        for point in points:
+            time_ms = point.time_ns // 1_000_000
+            for key, value in point.values.items():
+                known = keys.get(key) or self._register_key(key)
+                if math.isinf(value):
+                    self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
+                if len(batch) == _MAX_METRICS or size + known[1] > _MAX_REQUEST_BYTES:
+                    self._send_metrics(batch)
+                    batch, size = [], 0
+                batch.append(metric(known[0], value, time_ms, point.step))
+                size += known[1]
+        self._send_metrics(batch)
+        self._saw(points)
+
+    def write_params(self, params: Sequence[ParamsLogged]) -> None:
+        """Log params. The first value of a param stands, in MLflow; a later one is noted, and kept as a tag."""
+        fresh: dict[str, str] = {}
+        changed: dict[str, str] = {}
+        for record in params:
+            for key, value in record.params.items():
+                name, text = self._key(key), self._clean(key, str(value))
+                short, path = _shorten(text, _MAX_PARAM_LENGTH, "params", name)
+                stored = self._params.get(name, fresh.get(name))
+                if stored is None:
+                    self._keep_whole(key, text, path)
+                    fresh[name] = short
+                elif stored != short and not _same_json(stored, value, text):
+                    changed |= self._note_change(key, stored, text)
+        self._send_params(fresh)
+        self._send_pairs({}, changed)
+        self._params |= fresh
+        self._saw(params)
+
+    def write_tags(self, tags: Sequence[TagsSet]) -> None:
+        """Set tags."""
+        latest: dict[str, str] = {}
+        for record in tags:
+            latest |= record.tags
+        pairs: dict[str, str] = {}
+        for key, value in latest.items():
+            name, text = self._key(key), self._clean(key, value)
+            if key in _OUR_TAGS:
+                # In other hands it would make the next `open` create a second run.
+                name = f"{name}.user"
+                self.notes.add("renamed", key, f"called {name!r} in MLflow")
+            pairs[name], path = _shorten(text, _MAX_TAG_LENGTH, "tags", name)
+            self._keep_whole(key, text, path)
+        self._send_pairs({}, pairs)
+        self._saw(tags)
+
+    # What is a file
+
+    def write_artifacts(self, artifacts: Sequence[ArtifactLogged]) -> None:
+        """Upload files and directories under their names."""
+        for record in artifacts:
+            self._artifacts.put(self._run.path_of(record.file), self._artifacts.path_for(record.name))
+        self._saw(artifacts)
+
+    def write_models(self, models: Sequence[ModelLogged]) -> None:
+        """Upload models, each into a directory of its name, and register those that are to be."""
+        for record in models:
+            source, folder = self._run.path_of(record.file), self._artifacts.path_for(record.name)
+            target = folder if record.file.is_directory else f"{folder}/{to_artifact_path(source.name)}"
+            self._artifacts.put(source, target)
+            if record.register_as is not None:
+                self._register_model(record, record.register_as, folder)
+        self._saw(models)
+
+    def write_text(self, texts: Sequence[TextLogged]) -> None:
+        """Upload texts to `text/`."""
+        self._upload_each(texts, "text", lambda _: ".txt")
+
+    def write_html(self, pages: Sequence[HtmlLogged]) -> None:
+        """Upload pages to `html/`, where the UI shows them rendered."""
+        self._upload_each(pages, "html", lambda _: ".html")
+
+    def write_figures(self, figures: Sequence[FigureLogged]) -> None:
+        """Upload figures to `figures/`."""
+        self._upload_each(figures, "figures", lambda record: _FIGURE_SUFFIXES.get(record.file.media_type, ".bin"))
+
+    def write_tables(self, tables: Sequence[TableLogged]) -> None:
+        """Upload tables to `tables/`, and list them in the tag by which the UI's evaluation view finds tables."""
+        self._upload_each(tables, "tables", lambda _: ".json")
+        listed = list(self._tables)
+        for record in tables:
+            entry = {"path": self._step_path("tables", record, ".json"), "type": "table"}
+            if entry in listed:
+                continue
+            if len(json.dumps([*listed, entry])) > _MAX_TAG_LENGTH:
+                self.notes.add("not listed", record.name, "MLflow's list of tables is full; the artifact is there")
+            else:
+                listed.append(entry)
+        if listed != self._tables:
+            self._send_pairs({}, {_TABLES_TAG: json.dumps(listed)})
+            self._tables = listed
+
+    def write_images(self, images: Sequence[ImageLogged]) -> None:
+        """Upload images under the names by which the UI's image grid finds them; without a step they are at step 0.
+
+        The grid gives up on a run that has any other file directly in `images/`, so no image may be put there plainly.
+        """
+        for record in images:
+            key, step, time_ms = to_image_key(record.name), record.step or 0, record.time_ns // 1_000_000
+            if key != record.name and record.name not in self._told_images:
+                self._told_images.add(record.name)
+                self.notes.add("renamed", record.name[:200], f"the image is called {key!r} in MLflow")
+            # The same for the same record, so that an image sent twice is there once.
+            unique = uuid.uuid5(uuid.NAMESPACE_URL, f"trackhub:{self._run.id}:{record.name}:{step}:{record.time_ns}")
+            target = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{unique}"
+            source = self._run.path_of(record.file)
+            small = thumbnail(source)
+            self._artifacts.put(source, f"{target}.png")
+            if small is None:
+                self._artifacts.put(source, f"{target}+compressed.webp")
+            else:
+                self._artifacts.put_bytes(small, f"{target}+compressed.webp")
+        if images and not self._has_image_tag:
+            self._send_pairs({}, {"mlflow.loggedImages": "True"})
+            self._has_image_tag = True
+        self._saw(images)
+
+    # Opening
+
+    def _connect(self) -> None:
+        """Import MLflow, and make it leave retries, printing and telemetry to us."""
+        import mlflow.environment_variables as settings
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        # The delivery backs off by itself; MLflow's own retries would block it for four minutes.
+        settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)
+        settings.MLFLOW_HTTP_REQUEST_TIMEOUT.set(self.options.request_timeout_seconds)
+        settings.MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT.set(self.options.request_timeout_seconds)
+        settings.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
+        settings.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+        if not settings.MLFLOW_DISABLE_TELEMETRY.is_set():
+            settings.MLFLOW_DISABLE_TELEMETRY.set(True)
+        # News of a new database is none, and failures are ours to tell, once and without the data in question.
+        logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        hidden = (settings.MLFLOW_TRACKING_TOKEN.get(), settings.MLFLOW_TRACKING_PASSWORD.get())
+        self._secrets += tuple(secret for secret in hidden if secret)
+        self._metric = Metric
+        if (database := sqlite_path(self._uri)) is not None and not database.exists():
+            database.parent.mkdir(parents=True, exist_ok=True)
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            # Whoever creates the database fixes where its default experiment keeps artifacts.
+            SqlAlchemyStore(self._uri, self._artifact_root())
+        self._client = MlflowClient(tracking_uri=self._uri)
+
+    def _find(self, state: Mapping[str, Any]) -> Any:
+        """The MLflow run of this run; created if there is none."""
+        if self._joined:
+            return self._client.get_run(self.options.run_id)
+        if run_id := state.get("run_id"):
+            return self._client.get_run(run_id)
+        from mlflow.entities import ViewType
+
+        experiment_id = self._experiment_id()
+        wanted = f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+        found = self._client.search_runs([experiment_id], wanted, ViewType.ALL, max_results=1)
+        return found[0] if found else self._create(experiment_id)
+
+    def _create(self, experiment_id: str) -> Any:
+        tags = {_RUN_TAG: self._run.id, "trackhub.version": version("trackhub-sdk")}
+        # A container's user often has no name.
+        with suppress(ImportError, KeyError, OSError):
+            tags["mlflow.user"] = getpass.getuser()
+        if self._run.parent_remote_id is not None:
+            tags["mlflow.parentRunId"] = self._run.parent_remote_id
+        name = self._clean("name", self._run.name)[:_MAX_NAME_LENGTH]
+        return self._client.create_run(experiment_id, self._run.created_ns // 1_000_000, tags, name)
+
+    def _experiment_id(self) -> str:
+        if self._run.parent_remote_id is not None:
+            # A parent that was joined need not be in the experiment that the options name.
+            return str(self._client.get_run(self._run.parent_remote_id).info.experiment_id)
+        if self.options.experiment is None and self.options.experiment_id is not None:
+            return str(self.options.experiment_id)
+        name = self.options.experiment or self._run.project
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            return self._create_experiment(name)
+        if experiment.lifecycle_stage == "deleted":
+            raise BackendUnavailable(
+                f"MLflow experiment {name!r} at {self._where} is deleted; restore it with `mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}`, or choose another (TRACKHUB_MLFLOW_EXPERIMENT)"
+            )
+        return str(experiment.experiment_id)
+
+    def _create_experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        location = None
+        if scheme_of(self._uri) in DATABASES:
+            # By default MLflow takes the working directory of whoever comes first, here the delivery's.
+            location = f"{self._artifact_root()}/{quote(name, safe='')[:100]}-{_digest(name)[:8]}"
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            # Another run was faster.
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _artifact_root(self) -> str:
+        database = sqlite_path(self._uri)
+        return ((database.parent if database else self._run.working_directory).absolute() / "mlruns").as_uri()
+
+    def _remember(self, found: Any) -> None:
+        self._ended_ms = found.info.end_time
+        self._params = dict(found.data.params)
+        self._has_image_tag = "mlflow.loggedImages" in found.data.tags
+        try:
+            self._tables = list(json.loads(found.data.tags.get(_TABLES_TAG, "[]")))
+        except (ValueError, TypeError):
+            self._tables = []
+
+    def _link(self, experiment_id: str) -> str:
+        if urlsplit(self._uri).scheme in {"http", "https"}:
+            return f"{self._where.rstrip('/')}/#/experiments/{experiment_id}/runs/{self._run_id}"
+        if scheme_of(self._uri) in DATABASES:
+            return f"{self._where} (open with: mlflow ui --backend-store-uri {self._where}), run {self._run_id}"
+        return f"{self._where}, run {self._run_id}"
+
+    # Sending
+
+    def _send_metrics(self, batch: list[Any]) -> None:
+        if batch:
+            with self._translated("log metrics"):
+                self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+
+    def _send_params(self, fresh: dict[str, str]) -> None:
+        try:
+            self._send_pairs(fresh, {})
+        except RecordRejected:
+            # One that was set meanwhile by someone else makes MLflow refuse its neighbours too.
+            with self._translated("read params"):
+                self._params = dict(self._client.get_run(self._run_id).data.params)
+            clashing = {name for name, text in fresh.items() if self._params.get(name, text) != text}
+            if not clashing:
+                raise
+            changed: dict[str, str] = {}
+            for name in clashing:
+                text = fresh.pop(name)
+                if not _same_json(self._params[name], text, text):
+                    changed |= self._note_change(name, self._params[name], text)
+            self._send_pairs(fresh, changed)
+
+    def _send_pairs(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Log params and set tags, in as many requests as MLflow's limits ask for."""
+        from mlflow.entities import Param, RunTag
+
+        with self._translated("log params and tags"):
+            for part in _chunks(params.items()):
+                self._client.log_batch(self._run_id, params=[Param(*pair) for pair in part], synchronous=True)
+            for part in _chunks(tags.items()):
+                self._client.log_batch(self._run_id, tags=[RunTag(*pair) for pair in part], synchronous=True)
+
+    def _note_change(self, key: str, stored: str, text: str) -> dict[str, str]:
+        self.notes.add("param changed", key, f"{stored[:80]!r} stands, {text[:80]!r} is in a tag")
+        tag = to_mlflow_key(f"trackhub.changed_param.{key}")
+        return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
+
+    def _register_model(self, record: ModelLogged, register_as: str, folder: str) -> None:
+        """Make a version of a registered model, unless this very record has one."""
+        from mlflow.exceptions import MlflowException
+
+        name = to_model_name(register_as)
+        if name != register_as:
+            self.notes.add("renamed", register_as, f"the registered model is called {name!r} in MLflow")
+        mark = {"trackhub.logged_ns": str(record.time_ns), _RUN_TAG: self._run.id}
+        with self._translated("register a model"):
+            versions = self._client.search_model_versions(f"run_id = '{self._run_id}'")
+            if any(v.name == name and mark.items() <= v.tags.items() for v in versions):
+                return
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            source = f"{self._artifact_uri.rstrip('/')}/{folder}"
+            self._client.create_model_version(name, source, self._run_id, tags=mark, await_creation_for=0)
+
+    # Uploading
+
+    def _upload_each(
+        self, records: Sequence[StepValueLogged], folder: str, suffix_of: Callable[[StepValueLogged], str]
+    ) -> None:
+        for record in records:
+            self._artifacts.put(self._run.path_of(record.file), self._step_path(folder, record, suffix_of(record)))
+        self._saw(records)
+
+    def _step_path(self, folder: str, record: StepValueLogged, suffix: str) -> str:
+        name = self._artifacts.path_for(record.name)
+        if record.step is not None:
+            return f"{folder}/{name}/step-{record.step:08d}{suffix}"
+        return f"{folder}/{name}" if name.endswith(suffix) else f"{folder}/{name}{suffix}"
+
+    def _keep_whole(self, key: str, text: str, path: str | None) -> None:
+        if path is not None:
+            self._artifacts.put_bytes(text.encode(), path)
+            self.notes.add("shortened", key, f"{len(text)} characters; the whole value is the artifact {path}")
+
+    # Names
+
+    def _key(self, key: str) -> str:
+        return (self._keys.get(key) or self._register_key(key))[0]
+
+    def _register_key(self, key: str) -> tuple[str, int]:
+        """Map a key once: its name in MLflow, and how many bytes one metric of that name takes in a request."""
+        name = to_mlflow_key(key)
+        if name != key:
+            self.notes.add("renamed", key[:200], f"called {name!r} in MLflow")
+        if is_shortened(name):
+            path = f"trackhub/long_keys/{_digest(key)[:16]}.txt"
+            self._artifacts.put_bytes(key.encode(), path)
+        known = self._keys[key] = (name, len(json.dumps(name)) + 120)
+        return known
+
+    def _clean(self, key: str, text: str) -> str:
+        if "\0" in text:
+            self.notes.add("changed", key, "NUL characters are written as \\x00: databases refuse them")
+            text = text.replace("\0", "\\x00")
+        return text
+
+    # The rest
+
+    def _saw(self, records: Sequence[Any]) -> None:
+        """Remember the time of the last record: a run delivered a day late ended a day ago."""
+        if records:
+            self._ended_ms = max(self._ended_ms or 0, records[-1].time_ns // 1_000_000)
+
+    def _translated(self, doing: str, *, may_reject: bool = True) -> Translated:
+        return Translated(
+            doing,
+            self._where,
+            may_reject=may_reject,
+            run_is_gone=self._run_is_deleted if may_reject else None,
+            secrets=self._secrets,
+        )
+
+    def _run_is_deleted(self) -> bool:
+        with self._translated("read the run", may_reject=False):
+            return bool(self._client.get_run(self._run_id).info.lifecycle_stage == "deleted")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _shorten(text: str, limit: int, folder: str, name: str) -> tuple[str, str | None]:
+    """A text that fits, and where to keep it whole if it was cut. The hash tells a changed value from the same one."""
+    if len(text) <= limit:
+        return text, None
+    path = f"trackhub/{folder}/{to_artifact_path(name)}.txt"
+    ending = f"... [{len(text)} characters, sha256 {_digest(text)[:16]}, whole in artifact {path}]"
+    return text[: limit - len(ending)] + ending, path
+
+
+def _same_json(stored: str, value: Any, text: str) -> bool:
+    """Whether a param that someone else wrote as JSON, as the Kubeflow plugin does, says the same."""
+    try:
+        loaded = json.loads(stored)
+    except ValueError:
+        return False
+    return str(loaded) == text or json.dumps(loaded, sort_keys=True) == json.dumps(value, sort_keys=True)
+
+
+def _chunks(pairs: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:
+    chunk: list[tuple[str, str]] = []
+    size = 0
+    for key, value in pairs:
+        cost = len(json.dumps(key)) + len(json.dumps(value)) + 60
+        if chunk and (len(chunk) == _MAX_PAIRS or size + cost > _MAX_REQUEST_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((key, value))
+        size += cost
+    if chunk:
+        yield chunk
+
+
+@hookimpl
+def trackhub_backends() -> list[type[Backend]]:
+    """The backend of this module."""
+    return [MlflowBackend]

@@ -182,6 +182,23 @@ class Backend(ABC):
         """
         return options
 
+    @classmethod
+    def probe(cls, options: Any) -> str | None:
+        """Say in one line whether the vendor can be reached, within a few seconds; `trackhub doctor` shows it.
+
+        Nothing may be created or changed at the vendor.
+
+        Args:
+            options: As `resolve` gave them.
+
+        Returns:
+            What answered, for people and without credentials; None if there is nothing to reach.
+
+        Raises:
+            BackendUnavailable: It cannot be reached; the message says what was tried and what came of it.
+        """
+        return None
+
     @abstractmethod
     def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
         """Connect, and create the run or find it again.

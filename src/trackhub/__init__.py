@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RecordRejected,
         RunFinishedError,
         SettingsError,
+        StateLost,
         TrackhubError,
         UnknownBackendError,
     )
@@ -43,6 +44,7 @@ _HOMES = {
         "RecordRejected",
         "RunFinishedError",
         "SettingsError",
+        "StateLost",
         "TrackhubError",
         "UnknownBackendError",
     ),
@@ -63,6 +65,7 @@ __all__ = [
     "RunFinishedError",
     "RunInfo",
     "SettingsError",
+    "StateLost",
     "Tracker",
     "TrackhubError",
     "UnknownBackendError",

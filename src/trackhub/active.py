@@ -10,7 +10,6 @@ import atexit
 import contextvars
 import os
 import sys
-import weakref
 from types import TracebackType
 from typing import Protocol
 
@@ -35,8 +34,9 @@ class ActiveRun(Protocol):
 
 
 _in_force: contextvars.ContextVar[ActiveRun | None] = contextvars.ContextVar("trackhub_in_force", default=None)
-_order = iter(range(1 << 62))
-_runs: weakref.WeakKeyDictionary[ActiveRun, int] = weakref.WeakKeyDictionary()
+_runs: dict[int, ActiveRun] = {}
+"""The runs that have not finished, in the order they started, by `id()`: also one whose tracker nobody holds any more
+is ended when the process ends."""
 _uncaught: BaseException | None = None
 _watching_exceptions = False
 
@@ -48,13 +48,14 @@ def enter(run: ActiveRun) -> ActiveRun | None:
         _watching_exceptions = True
         _watch_exceptions()
     earlier = _in_force.get()
-    _runs[run] = next(_order)
+    _runs[id(run)] = run
     _in_force.set(run)
     return earlier
 
 
 def leave(run: ActiveRun, earlier: ActiveRun | None) -> None:
     """Take a run out of force, and put the earlier one back in."""
+    _runs.pop(id(run), None)
     if _in_force.get() is run:
         _in_force.set(earlier)
 
@@ -64,7 +65,7 @@ def in_force() -> ActiveRun | None:
     run = _in_force.get()
     if run is not None and not run.finished:
         return run
-    return max((run for run in _in_order() if not run.finished), key=_runs.__getitem__, default=None)
+    return next((run for run in reversed(list(_runs.values())) if not run.finished), None)
 
 
 def end_of(error: BaseException | None) -> tuple[EndStatus, str | None]:
@@ -76,17 +77,14 @@ def end_of(error: BaseException | None) -> tuple[EndStatus, str | None]:
     return "failed", f"{type(error).__name__}: {error}"[:2000]
 
 
-def _in_order() -> list[ActiveRun]:
-    return sorted(_runs, key=_runs.__getitem__)
-
-
 def _watch_exceptions() -> None:
     """Remember the exception that ends the process, so that runs outside a `with` block end as failed."""
     earlier = sys.excepthook
 
     def remember(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         global _uncaught
-        _uncaught = error
+        # At a prompt an exception does not end the process.
+        _uncaught = None if hasattr(sys, "ps1") else error
         earlier(kind, error, trace)
 
     sys.excepthook = remember
@@ -94,13 +92,13 @@ def _watch_exceptions() -> None:
 
 @atexit.register
 def _end_all() -> None:
-    for run in _in_order():
+    for run in list(_runs.values()):
         if not run.finished:
             run.end_at_exit(*end_of(_uncaught))
 
 
 def _continue_after_fork() -> None:
-    for run in _in_order():
+    for run in list(_runs.values()):
         run.continue_after_fork()
 
 

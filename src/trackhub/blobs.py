@@ -49,21 +49,28 @@ class BlobStore:
         return StoredFile(self._relative(path), len(content), media_type=media_type)
 
     def snapshot(self, source: Path) -> StoredFile:
-        """Copy a file or a directory as it is now.
+        """Copy a file or a directory as it is now. The run directory itself is left out of a directory that holds it.
 
         Raises:
             FileNotFoundError: There is nothing at that path.
-            ValueError: It is, or holds, something that is neither a file nor a directory.
+            ValueError: It is, or holds, something that is neither a file nor a directory, or a link into a circle.
             OSError: It cannot be read, or the run directory cannot be written.
         """
-        check_regular(source)
+        own = self._directory.parent.resolve()
+        if source.resolve() in (own, self._directory.resolve()):
+            raise ValueError(f"{str(source)!r} is the run directory itself, so it cannot be logged to the run")
+        check_regular(source, own)
         folder = self._directory / self._next_name()
         fresh = folder.with_name(folder.name + ".new")
         fresh.mkdir(mode=0o700)
-        copy = fresh / source.resolve().name
+        copy = fresh / (source.name if source.name not in ("", "..") else source.resolve().name)
+
+        def leave_out(folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if name == own.name and Path(folder, name).resolve() == own]
+
         try:
             if source.is_dir():
-                shutil.copytree(source, copy, copy_function=_copy_file)
+                shutil.copytree(source, copy, copy_function=_copy_file, ignore=leave_out)
             else:
                 _copy_file(source, copy)
         except BaseException:
@@ -77,7 +84,7 @@ class BlobStore:
     def sync(self) -> None:
         """Make the snapshots survive a power failure too; called off the training thread."""
         while self._unsynced:
-            path = self._unsynced.pop()
+            path = self._unsynced[0]
             for file in _files_below(path) if path.is_dir() else [path]:
                 # A delivery that has passed it may have freed it.
                 with suppress(FileNotFoundError):
@@ -86,6 +93,7 @@ class BlobStore:
                         os.fdatasync(descriptor)
                     finally:
                         os.close(descriptor)
+            del self._unsynced[0]
 
     def _next_name(self) -> str:
         with self._lock:
@@ -105,23 +113,33 @@ def describe(path: Path, name: str) -> StoredFile:
     )
 
 
-def check_regular(source: Path) -> None:
-    """Refuse what cannot be copied: a missing path, a pipe, a socket, a device.
+def check_regular(source: Path, leave_out: Path | None = None) -> None:
+    """Refuse what cannot be copied: a missing path, a pipe, a socket, a device, links that lead in a circle.
+
+    Args:
+        source: What is to be copied.
+        leave_out: A directory that does not count, its path resolved.
 
     Raises:
         FileNotFoundError: There is nothing at that path, or at a link below it.
-        ValueError: It is, or holds, something that is neither a file nor a directory.
+        ValueError: It is, or holds, something that is neither a file nor a directory, or a link into a circle.
     """
     if not source.exists():
         raise FileNotFoundError(f"there is no file or directory {str(source)!r} to log (looked in {Path.cwd()})")
-    for file in _files_below(source) if source.is_dir() else [source]:
+    for file in _files_below(source, leave_out) if source.is_dir() else [source]:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"{str(file)!r} is neither a file nor a directory, so it cannot be logged")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder, followlinks=True):
+def _files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        for name in list(folders):
+            path = Path(parent) / name
+            if leave_out is not None and name == leave_out.name and path.resolve() == leave_out:
+                folders.remove(name)
+            elif path.is_symlink() and any(path.samefile(above) for above in (Path(parent), *Path(parent).parents)):
+                raise ValueError(f"{str(path)!r} is a link to a directory it lies in, so it cannot be logged")
         for name in sorted(names):
             yield Path(parent) / name
 
@@ -134,10 +152,11 @@ def _copy_file(source: str | Path, target: str | Path) -> None:
             while left > 0:
                 copied = os.copy_file_range(reader.fileno(), writer.fileno(), left)
                 if copied == 0:
-                    return
+                    break
                 left -= copied
         except OSError:
             reader.seek(0)
             writer.seek(0)
             writer.truncate()
-            shutil.copyfileobj(reader, writer, 1 << 20)
+        # Whatever the kernel did not copy; all of a file that does not tell its size, as those in /proc.
+        shutil.copyfileobj(reader, writer, 1 << 20)

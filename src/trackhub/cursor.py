@@ -115,7 +115,7 @@ class CursorFile:
     """Loads and saves one cursor, and says which process may deliver.
 
     Args:
-        directory: The run's `cursors` directory; created by the first save.
+        directory: The run's `cursors` directory; `claim` creates it if it is missing.
         backend: The backend's name.
     """
 
@@ -128,7 +128,7 @@ class CursorFile:
         """The saved cursor; a fresh one if there is none or it cannot be read (the backends make that harmless)."""
         try:
             return _decode(self.path.read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return Cursor()
 
     def save(self, cursor: Cursor) -> None:
@@ -140,7 +140,9 @@ class CursorFile:
         fresh = self.path.with_suffix(".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, _encode(cursor))
+            left = memoryview(_encode(cursor))
+            while left:
+                left = left[os.write(descriptor, left) :]
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
@@ -174,5 +176,8 @@ class CursorFile:
     def holder(self) -> int | None:
         """The process that wrote its id when it last claimed this cursor, for messages."""
         with suppress(OSError, ValueError):
-            return int(self._lock_path.read_text())
+            if self._lock is not None:
+                # Opening and closing the file would let go of the lock: that is how POSIX has it.
+                return int(os.pread(self._lock, 32, 0))
+            return int(self._lock_path.read_bytes())
         return None

@@ -7,11 +7,13 @@ wants to be called again.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,69 @@ from trackhub import lowering
 from trackhub.backend import Backend, RunInfo
 from trackhub.cursor import BackendReport, Cursor, NoteCount
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
-from trackhub.journal import Chunk, JournalReader, writer_is_alive
+from trackhub.journal import Chunk, JournalReader, Position, writer_is_alive
 from trackhub.records import Deliverable, EndStatus, MetricsLogged, RunEnded
 from trackhub.rundir import RunDirectory
 
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
+SHORTEST_RETRY_AFTER_SECONDS = 0.1
 LONGEST_RETRY_AFTER_SECONDS = 600.0
+IDLE_POLL_SECONDS = 1.0
 PARENT_POLL_SECONDS = 0.2
+PARENT_PATIENCE_SECONDS = 5.0
 CLAIM_POLL_SECONDS = 0.5
+HAND_OVER_SECONDS = 5.0
+MAX_REJECTED_EXAMPLES = 5
+MUCH_BYTES = 128 * 1024
+"""Of journal, in one chunk: after less than this there is no hurry to look for more. Below what any full chunk has."""
 
 _log = logging.getLogger("trackhub.delivery")
-_encode_json = msgspec.json.Encoder(enc_hook=str).encode
 
 
-class _Waiting(TrackhubError):
-    """Something of ours has to happen first; not worth a line in the report."""
+class _ParentNotOpen(TrackhubError):
+    """The run's parent has to be opened at the backend first."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
+
+@dataclass
+class _SplitStep:
+    """What the parts of one halved step have in common: the step counts as delivered once, when a part of it is."""
+
+    arrived: bool = False
+
+
+@dataclass
+class _Batch:
+    kind: str
+    records: list[Deliverable]
+    step: _SplitStep | None = None
+
+
+@dataclass
+class _Tally:
+    """What became of the records of one chunk. Enters the report with the cursor, so a crash counts nothing twice."""
+
+    delivered: Counter[str] = field(default_factory=Counter)
+    lowered: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    points: int = 0
+    rejected: int = 0
+    rejected_examples: list[str] = field(default_factory=list)
+    rejected_lines: list[bytes] = field(default_factory=list)
+
+    def enter(self, report: BackendReport) -> None:
+        """Add all of it to the report."""
+        for counts, more in (
+            (report.delivered, self.delivered),
+            (report.lowered, self.lowered),
+            (report.skipped, self.skipped),
+        ):
+            for kind, count in more.items():
+                counts[kind] = counts.get(kind, 0) + count
+        report.points += self.points
+        report.rejected += self.rejected
+        report.rejected_examples.extend(self.rejected_examples)
+        del report.rejected_examples[MAX_REJECTED_EXAMPLES:]
 
 
 class Delivery:
@@ -50,7 +95,7 @@ class Delivery:
         run: The run directory.
         name: The backend's name.
         make_backend: Called once, on the first pump; what it raises suspends this delivery.
-        version: The backend's name and version for the report.
+        version: The backend's name and version for the report; `make_backend` may still set it.
         clock: Seconds on a clock that does not jump.
     """
 
@@ -66,19 +111,26 @@ class Delivery:
         self.name = name
         self.suspended = False
         self._make_backend = make_backend
-        self._version = version
+        self.version = version or name
         self._clock = clock
         self._reader = JournalReader(run.journal)
         self._cursor_file = run.cursor_file(name)
+        self._cursor = Cursor()
+        self._claimed = False
+        self._claim_at = 0.0
         self._backend: Backend | None = None
-        self._supported: frozenset[str] = frozenset()
-        self._info: RunInfo | None = None
+        self._touched = False
         self._opened = False
+        self._info: RunInfo | None = None
+        self._parent_known = False
+        self._parent_remote_id: str | None = None
+        self._waiting_since: float | None = None
         self._chunk: Chunk | None = None
-        self._batches: deque[tuple[str, list[Deliverable]]] = deque()
+        self._batches: deque[_Batch] = deque()
+        self._tally = _Tally()
+        self._ended: tuple[int, EndStatus] | None = None
         self._failures = 0
         self._retry_at = 0.0
-        self._claimed = False
 
     @property
     def closed(self) -> bool:
@@ -87,8 +139,8 @@ class Delivery:
 
     @property
     def troubled(self) -> bool:
-        """Whether it is backing off: the last attempt found the backend unavailable."""
-        return self._failures > 0
+        """Whether it makes no progress: the backend was unavailable when last tried, or the parent run is not open."""
+        return self._failures > 0 or self._waiting_since is not None
 
     def retry_now(self) -> None:
         """Forget the backoff: somebody is waiting."""
@@ -102,124 +154,161 @@ class Delivery:
         """
         if self.suspended:
             return None
-        wait = self._retry_at - self._clock()
+        wait = (self._retry_at if self._claimed else max(self._retry_at, self._claim_at)) - self._clock()
         if wait > 0:
             return wait
         try:
+            if not self.run.exists:
+                return None
             if not self._claim():
                 return CLAIM_POLL_SECONDS
             progressed = self._step()
-        except _Waiting as waiting:
-            return waiting.seconds
+        except _ParentNotOpen as problem:
+            return self._wait_for_parent(str(problem))
         except StateLost as error:
             return self._start_over(str(error))
         except BackendUnavailable as error:
             return self._back_off(str(error) or type(error).__name__, error.retry_after_seconds)
         except OSError as error:
             return self._back_off(f"{type(error).__name__}: {error}", None)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._suspend(error)
             return None
-        self._failures = 0
+        if self._failures:
+            self._failures = 0
+            if self._cursor.report.error is not None:
+                self._save_quietly(None)
         if progressed:
             return 0.0
-        return None if self.closed else 1.0
+        return None if self._is_settled() else IDLE_POLL_SECONDS
 
     def release(self) -> None:
         """Let go of everything without ending the run, so that another process can deliver the rest."""
-        if self._backend is not None and self._opened:
-            self._opened = False
-            try:
-                self._backend.disconnect()
-            except Exception:
-                _log.exception("%s: run %s: disconnecting failed", self._version, self.run.path.name)
+        self._disconnect()
+        self._forget_chunk()
         self._reader.close()
         self._cursor_file.release()
         self._claimed = False
+        self._failures = 0
+        self._retry_at = 0.0
+
+    def hand_over(self) -> None:
+        """Let another process deliver if this one makes no progress, and claim the run again when that one ends."""
+        if self._claimed and self.troubled:
+            self.release()
+            self._claim_at = self._clock() + HAND_OVER_SECONDS
 
     def _claim(self) -> bool:
         if self._claimed:
             return True
         if not self._cursor_file.claim():
             return False
-        self._claimed = True
         self._cursor = self._cursor_file.load()
-        self._cursor.report.version = self._version
+        self._cursor.report.version = self.version
         self._cursor.report.suspended = None
+        self._claimed = True
         return True
 
+    def _is_settled(self) -> bool:
+        """Whether nothing more can come: the run is closed (or never began), and no forked worker still writes it."""
+        if not (self._cursor.closed or self._cursor.owner == 0):
+            return False
+        return not any(writer_is_alive(self.run.journal, writer) for writer in self._reader.segments())
+
     def _step(self) -> bool:
-        """Open, write the next batch, or close; False if there was nothing to do."""
+        """Open, write the next chunk, close; False if there is no hurry to do more."""
         if self._chunk is None:
+            self._find_parent()
             # Asked before reading: what was written before the end is then surely read before the end is believed.
-            ending = self._ending()
+            self._ended = self._ending()
             chunk = self._reader.read(self._cursor.position)
             if chunk.empty:
-                return ending is not None and self._close(*ending)
+                return self._ended is not None and self._close(*self._ended)
             self._accept(chunk)
         self._open()
         while self._batches:
             self._write_next_batch()
-        self._commit()
-        return True
+        if self._commit():
+            return True
+        # A few records at a time, as they come, would keep backend and processor busy: let some more gather.
+        ending = self._ending()
+        if ending is not None and self._ended is not None and self._ended[0] == ending[0]:
+            # The owner had gone before the chunk was read: all of its records have arrived, its end among them.
+            return self._close(*ending)
+        return ending is not None
 
     def _accept(self, chunk: Chunk) -> None:
-        batches: list[tuple[str, list[Deliverable]]] = []
-        batch_of: dict[str, list[Deliverable]] = {}
-        lowered: Counter[str] = Counter()
-        skipped: Counter[str] = Counter()
         if chunk.owners and self._cursor.owner:
             # Another process goes on with the run: the backend is told so by being opened again.
-            self.release_backend()
-            self._info = None
+            self._disconnect()
+        kind_of_backend = type(self._get_backend())
+        supported = lowering.supported_kinds(kind_of_backend)
         info = self._run_info(len(chunk.owners))
-        keeps_order = type(self._get_backend()).keeps_order
+        batches: list[_Batch] = []
+        batch_of: dict[str, _Batch] = {}
+        tally = _Tally()
         for record in chunk.records:
             if isinstance(record, RunEnded):
                 continue
-            shown = lowering.lower(record, self._supported, info)
+            shown = lowering.lower(record, supported, info)
             logged_kind = lowering.KINDS[type(record)]
-            if logged_kind not in self._supported:
-                (lowered if shown else skipped)[logged_kind] += 1
+            if logged_kind not in supported:
+                (tally.lowered if shown else tally.skipped)[logged_kind] += 1
             for final in shown:
                 kind = lowering.KINDS[type(final)]
-                if kind not in batch_of or (keeps_order and batches[-1][0] != kind):
-                    batch_of[kind] = []
-                    batches.append((kind, batch_of[kind]))
-                batch_of[kind].append(final)
-        for counts, more in ((self._cursor.report.lowered, lowered), (self._cursor.report.skipped, skipped)):
-            for kind, count in more.items():
-                counts[kind] = counts.get(kind, 0) + count
+                if kind not in batch_of or (kind_of_backend.keeps_order and batches[-1].kind != kind):
+                    batch_of[kind] = _Batch(kind, [])
+                    batches.append(batch_of[kind])
+                batch_of[kind].records.append(final)
         self._batches = deque(batches)
+        self._tally = tally
         self._chunk = chunk
 
     def _write_next_batch(self) -> None:
-        kind, records = self._batches[0]
-        backend = self._get_backend()
+        batch = self._batches[0]
         try:
-            getattr(backend, f"write_{kind}")(records)
+            getattr(self._get_backend(), f"write_{batch.kind}")(batch.records)
         except RecordRejected as error:
-            halves = _halve(records)
+            halves = _halve(batch)
             if halves is None:
-                self._set_aside(kind, records[0], str(error))
-                self._batches.popleft()
-            else:
-                self._batches.popleft()
-                self._batches.extendleft([(kind, halves[1]), (kind, halves[0])])
+                self._set_aside(batch, str(error))
+            self._batches.popleft()
+            self._batches.extendleft(reversed(halves or ()))
             return
         self._batches.popleft()
-        report = self._cursor.report
-        report.delivered[kind] = report.delivered.get(kind, 0) + len(records)
-        if kind == "metrics":
-            report.points += sum(len(record.values) for record in records if isinstance(record, MetricsLogged))
+        tally = self._tally
+        if batch.step is None:
+            tally.delivered[batch.kind] += len(batch.records)
+        elif not batch.step.arrived:
+            batch.step.arrived = True
+            tally.delivered[batch.kind] += 1
+        tally.points += sum(len(record.values) for record in batch.records if isinstance(record, MetricsLogged))
 
-    def _commit(self) -> None:
-        """Remember that the chunk has arrived."""
-        chunk, cursor, backend = self._chunk, self._cursor, self._get_backend()
+    def _set_aside(self, batch: _Batch, reason: str) -> None:
+        """Keep a record that the backend will never take for where people can find it."""
+        record = batch.records[0]
+        _log.warning("%s: run %s: rejected %s: %s", self.version, self.run.path.name, batch.kind, reason)
+        tally = self._tally
+        tally.rejected += 1
+        if tally.rejected <= MAX_REJECTED_EXAMPLES:
+            tally.rejected_examples.append(f"{batch.kind} {_describe(record)}: {reason}")
+        line = {"kind": batch.kind, "reason": reason, "record": _as_dict(record)}
+        # The standard library's JSON keeps NaN and infinities, which are a common reason to be refused.
+        tally.rejected_lines.append(json.dumps(line, default=_as_dict).encode(errors="backslashreplace") + b"\n")
+
+    def _commit(self) -> bool:
+        """Remember that the chunk has arrived; True if it was so large that there is probably more."""
+        chunk, cursor, tally = self._chunk, self._cursor, self._tally
         assert chunk is not None
-        state = backend.checkpoint()
+        state = self._get_backend().checkpoint()
+        if tally.rejected_lines:
+            self.run.rejected.mkdir(mode=0o700, exist_ok=True)
+            with (self.run.rejected / f"{self.name}.jsonl").open("ab") as file:
+                file.write(b"".join(tally.rejected_lines))
+            tally.rejected_lines.clear()
         if state is not None:
             cursor.state = dict(state)
+        much = _is_much(cursor.position, chunk.position)
         cursor.position = chunk.position
         cursor.closed_owner = 0
         for owner in chunk.owners:
@@ -229,21 +318,41 @@ class Delivery:
             if owner == cursor.owner:
                 cursor.ended_owner, cursor.ended_status = owner, end.status
         cursor.report.damaged.extend(chunk.damaged)
-        self._chunk = None
+        tally.enter(cursor.report)
+        self._forget_chunk()
         self._save()
+        return much
+
+    def _forget_chunk(self) -> None:
+        self._chunk = None
+        self._batches.clear()
+        self._tally = _Tally()
 
     def _save(self) -> None:
         report = self._cursor.report
         if self._backend is not None:
             for reason, subject, detail in self._backend.notes.drain():
                 report.notes.setdefault(reason, NoteCount()).add(subject, detail)
-        report.error = None
-        report.error_since_ns = None
+        report.error = report.error_since_ns = None
         report.updated_ns = time.time_ns()
         self._cursor_file.save(self._cursor)
 
+    def _save_quietly(self, error: str | None) -> None:
+        """Save why nothing is being delivered now (None: it is again); a disk that refuses is no further trouble."""
+        report = self._cursor.report
+        if error is None:
+            report.error_since_ns = None
+        else:
+            report.error_since_ns = report.error_since_ns or time.time_ns()
+        report.error = error
+        report.updated_ns = time.time_ns()
+        try:
+            self._cursor_file.save(self._cursor)
+        except OSError as problem:
+            _log.warning("%s: run %s: the cursor cannot be saved: %s", self.version, self.run.path.name, problem)
+
     def _ending(self) -> tuple[int, EndStatus] | None:
-        """The owner that ended the run, and how: as it said, or "killed" if its process vanished; None while it runs."""
+        """The owner that ended the run, and how: as it said, or "killed" if its process vanished; None if it runs."""
         cursor = self._cursor
         if cursor.owner == 0:
             return None
@@ -260,29 +369,49 @@ class Delivery:
         self._open()
         backend = self._get_backend()
         backend.close(status)
-        cursor.closed_owner, cursor.closed_status = owner, status
         state = backend.checkpoint()
         if state is not None:
             cursor.state = dict(state)
+        cursor.closed_owner, cursor.closed_status = owner, status
         self._save()
-        self.release_backend()
+        self._disconnect()
         return True
 
-    def release_backend(self) -> None:
-        """Disconnect from the backend; the next record opens it again."""
-        if self._backend is not None and self._opened:
-            self._opened = False
-            self._backend.disconnect()
-            self._backend = None
+    def _open(self) -> None:
+        if self._opened:
+            return
+        info = self._run_info()
+        backend = self._get_backend()
+        # Set first: what `open` began before it raised is let go of, too.
+        self._touched = True
+        opened = backend.open(info, self._cursor.state)
+        self._opened = True
+        self._cursor.remote_id, self._cursor.link = opened.remote_id, opened.link
+        self._cursor.state = dict(opened.state)
+        self._save()
+        _log.info("%s: run %s: open (%s)", self.version, info.id, opened.link or opened.remote_id)
+
+    def _disconnect(self) -> None:
+        """Let go of the backend; the next record makes and opens it again."""
+        backend, self._backend = self._backend, None
+        touched, self._touched = self._touched, False
+        self._opened = False
+        self._info = None
+        if backend is None or not touched:
+            return
+        try:
+            backend.disconnect()
+        except Exception:
+            _log.exception("%s: run %s: disconnecting failed", self.version, self.run.path.name)
 
     def _get_backend(self) -> Backend:
         if self._backend is None:
             self._backend = self._make_backend()
+            self._cursor.report.version = self.version
         return self._backend
 
     def _run_info(self, new_owners: int = 0) -> RunInfo:
-        """What the backend is told. Also finds out what it supports, which needs the backend but not its vendor."""
-        self._supported = lowering.supported_kinds(type(self._get_backend()))
+        """What the backend is told."""
         if self._info is None:
             manifest = self.run.manifest
             self._info = RunInfo(
@@ -291,109 +420,98 @@ class Delivery:
                 project=manifest.project,
                 created_ns=manifest.created_ns,
                 directory=self.run.path.absolute(),
-                parent_remote_id=self._parent_remote_id(manifest.parent_id),
+                parent_remote_id=self._parent_remote_id,
                 attempt=max(self._cursor.attempts + new_owners, 1),
                 working_directory=Path(manifest.working_directory),
             )
         return self._info
 
-    def _parent_remote_id(self, parent_id: str | None) -> str | None:
-        if parent_id is None:
-            return None
-        parent = RunDirectory(self.run.path.parent / parent_id)
-        if not parent.exists or self.name not in parent.backends:
-            return None
-        remote_id = parent.cursor(self.name).remote_id
-        if remote_id is None:
-            raise _Waiting(PARENT_POLL_SECONDS)
-        return remote_id
-
-    def _open(self) -> None:
-        if self._opened:
+    def _find_parent(self) -> None:
+        """Find out under what id the backend knows the run's parent, which has to be opened there first."""
+        if self._parent_known:
             return
-        info = self._run_info()
-        opened = self._get_backend().open(info, self._cursor.state)
-        self._opened = True
-        self._cursor.remote_id, self._cursor.link = opened.remote_id, opened.link
-        self._cursor.state = dict(opened.state)
-        self._save()
-        _log.info("%s: run %s: open (%s)", self._version, info.id, opened.link or opened.remote_id)
+        parent_id = self.run.manifest.parent_id
+        if parent_id is not None:
+            parent = RunDirectory(self.run.path.parent / parent_id)
+            if parent.exists and self.name in parent.backends:
+                self._parent_remote_id = parent.cursor(self.name).remote_id
+                if self._parent_remote_id is None:
+                    raise _ParentNotOpen(f"its parent run {parent_id} has not been opened there yet")
+        self._parent_known = True
+        self._waiting_since = None
+
+    def _wait_for_parent(self, problem: str) -> float:
+        now = self._clock()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        waited = now - self._waiting_since
+        if waited > PARENT_PATIENCE_SECONDS and self._cursor.report.error != problem:
+            self._save_quietly(problem)
+        return min(max(waited / 4, PARENT_POLL_SECONDS), 10 * PARENT_POLL_SECONDS)
 
     def _back_off(self, message: str, retry_after_seconds: float | None) -> float:
         self._failures += 1
         if retry_after_seconds is not None:
-            seconds = min(max(retry_after_seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
+            seconds = min(max(retry_after_seconds, SHORTEST_RETRY_AFTER_SECONDS), LONGEST_RETRY_AFTER_SECONDS)
         else:
             longest = min(FIRST_BACKOFF_SECONDS * 2 ** min(self._failures - 1, 16), LAST_BACKOFF_SECONDS)
-            seconds = longest * random.uniform(0.7, 1.0)  # noqa: S311
+            seconds = longest * random.uniform(0.7, 1.0)
         self._retry_at = self._clock() + seconds
-        report = self._cursor.report
-        if report.error != message:
-            _log.warning("%s: run %s: %s; trying again", self._version, self.run.path.name, message)
-        report.error = message
-        report.error_since_ns = report.error_since_ns or time.time_ns()
-        report.updated_ns = time.time_ns()
-        self._save_quietly()
+        if self._claimed:
+            if self._cursor.report.error != message:
+                _log.warning("%s: run %s: %s; trying again", self.version, self.run.path.name, message)
+            self._save_quietly(message)
         return seconds
 
     def _start_over(self, message: str) -> float:
         """Forget how far the backend was: what it had is gone."""
+        self._disconnect()
+        self._forget_chunk()
         if not self._cursor.position:
+            self._cursor.state = {}
             return self._back_off(message, None)
-        _log.warning("%s: run %s: %s; delivering it from its start", self._version, self.run.path.name, message)
-        self.release_backend()
-        self._chunk = None
-        self._batches.clear()
-        self._info = None
-        self._cursor = Cursor(report=BackendReport(version=self._version))
+        _log.warning("%s: run %s: %s; delivering it from its start", self.version, self.run.path.name, message)
+        self._cursor = Cursor(report=BackendReport(version=self.version))
         self._cursor.report.notes["delivered again from the start"] = NoteCount(1, [(self.run.path.name, message)])
         return 0.0
 
-    def _save_quietly(self) -> None:
-        try:
-            self._cursor_file.save(self._cursor)
-        except OSError as error:
-            _log.warning("%s: run %s: the cursor cannot be saved: %s", self._version, self.run.path.name, error)
-
-    def _suspend(self, error: Exception) -> None:
-        _log.error(
-            "%s: run %s: suspended by an error of the backend", self._version, self.run.path.name, exc_info=error
-        )
+    def _suspend(self, error: BaseException) -> None:
+        _log.error("%s: run %s: suspended by an error of the backend", self.version, self.run.path.name, exc_info=error)
         self.suspended = True
         if self._claimed:
-            report = self._cursor.report
-            report.suspended = f"{self._version}: {type(error).__name__}: {error}"
-            report.updated_ns = time.time_ns()
-            self._save_quietly()
+            self._cursor.report.suspended = f"{self.version}: {type(error).__name__}: {error}"
+            self._save_quietly(None)
         self.release()
 
-    def _set_aside(self, kind: str, record: Deliverable, reason: str) -> None:
-        """Put a record that the backend will never take where people can find it."""
-        report = self._cursor.report
-        report.rejected += 1
-        if len(report.rejected_examples) < 5:
-            report.rejected_examples.append(f"{kind} {_describe(record)}: {reason}")
-        self.run.rejected.mkdir(mode=0o700, exist_ok=True)
-        line: dict[str, Any] = {"kind": kind, "reason": reason, "record": msgspec.structs.asdict(record)}
-        with (self.run.rejected / f"{self.name}.jsonl").open("ab") as file:
-            file.write(_encode_json(line) + b"\n")
-        _log.warning("%s: run %s: rejected %s: %s", self._version, self.run.path.name, kind, reason)
+
+def _is_much(before: Position, after: Position) -> bool:
+    size = 0
+    for writer, (segment, offset) in after.items():
+        earlier_segment, earlier_offset = before.get(writer, (segment, 0))
+        if segment != earlier_segment:
+            return True
+        size += offset - earlier_offset
+    return size >= MUCH_BYTES
 
 
-def _halve(records: list[Deliverable]) -> tuple[list[Deliverable], list[Deliverable]] | None:
+def _halve(batch: _Batch) -> tuple[_Batch, _Batch] | None:
     """Split a batch, down to single metrics of one step; None if there is nothing left to split."""
+    records = batch.records
     middle = len(records) // 2
     if middle:
-        return records[:middle], records[middle:]
+        return _Batch(batch.kind, records[:middle]), _Batch(batch.kind, records[middle:])
     record = records[0]
-    if isinstance(record, MetricsLogged) and len(record.values) > 1:
-        items = list(record.values.items())
-        middle = len(items) // 2
-        return (
-            [MetricsLogged(record.time_ns, record.step, dict(items[:middle]))],
-            [MetricsLogged(record.time_ns, record.step, dict(items[middle:]))],
-        )
-    return None
+    if not isinstance(record, MetricsLogged) or len(record.values) < 2:
+        return None
+    items = list(record.values.items())
+    middle = len(items) // 2
+    step = batch.step or _SplitStep()
+    parts = [MetricsLogged(record.time_ns, record.step, dict(half)) for half in (items[:middle], items[middle:])]
+    return _Batch(batch.kind, [parts[0]], step), _Batch(batch.kind, [parts[1]], step)
+
+
+def _as_dict(record: Any) -> dict[str, Any]:
+    return msgspec.structs.asdict(record)
 
 
 def _describe(record: Deliverable) -> str:

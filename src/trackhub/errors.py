@@ -8,6 +8,7 @@ Kept apart so that each layer, from a plugin to the command line, can name an er
     |   +-- MissingPackageError         the backend's vendor package is not installed
     +-- NoActiveRunError (RuntimeError) current() was called and no run is in force
     +-- RunFinishedError (RuntimeError) something was logged to a run that has finished
+    +-- RunNotFoundError (LookupError)  no run is where the caller looked, or several could be meant
     +-- JournalError                    a journal is of an unknown version, or cannot be opened
     +-- BackendError                    what a backend raises on purpose; training code never sees these
         +-- BackendUnavailable          not now: the delivery keeps its place and tries again
@@ -40,6 +41,10 @@ class NoActiveRunError(TrackhubError, RuntimeError):
 
 class RunFinishedError(TrackhubError, RuntimeError):
     """Something was logged to a run that has already finished."""
+
+
+class RunNotFoundError(TrackhubError, LookupError):
+    """No run is where the caller looked, or several could be meant. The message lists those that are there."""
 
 
 class JournalError(TrackhubError):

@@ -2,8 +2,7 @@
 
 Apart from the delivery because it knows processes and nothing of backends. The training side keeps the processes
 alive and tells them, through a pipe, which runs to deliver; secrets go the same way and are written nowhere. The other
-side, `python -m trackhub.host`, is the delivery process: a plain loop over its runs that outlives the training process
-until everything has arrived.
+side is `delivery_process.py`, which outlives the training process until everything has arrived.
 """
 
 from __future__ import annotations
@@ -12,33 +11,29 @@ import contextlib
 import json
 import logging
 import os
-import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trackhub.rundir import RunDirectory
 from trackhub.settings import delivery_environment
 
-if TYPE_CHECKING:
-    from trackhub.delivery import Delivery
-
 SYNC_INTERVAL_SECONDS = 1.0
-IDLE_POLL_SECONDS = 1.0
-LONGEST_RESTART_SECONDS = 30.0
-OUTLIVES_TRAINING_SECONDS = 24 * 3600.0
-TERMINATION_GRACE_SECONDS = 20.0
-NICENESS = 10
+NICENESS = 19
+FIRST_RESTART_SECONDS = 0.5
+LAST_RESTART_SECONDS = 30.0
+HEALTHY_SECONDS = 60.0
+"""A process that lived this long is started again at once, however often others have died before."""
 
 _log = logging.getLogger("trackhub")
 
 
 class DeliveryProcess:
-    """The training side of one backend's delivery process.
+    """The training side of one backend's delivery process. Threads may use it at the same time.
 
     Args:
         backend: The backend's name.
@@ -50,8 +45,10 @@ class DeliveryProcess:
         self._pipe: int | None = None
         self._unsent = b""
         self._runs: dict[Path, dict[str, Any]] = {}
-        self._starts = 0
-        self._start_again_at = 0.0
+        self._given_ns: dict[Path, int] = {}
+        self._deaths = 0
+        self._started_at = 0.0
+        self._start_at = 0.0
         self._lock = threading.Lock()
 
     def deliver(self, run: RunDirectory, options: Mapping[str, Any]) -> None:
@@ -59,10 +56,15 @@ class DeliveryProcess:
         path = run.path.absolute()
         with self._lock:
             self._runs[path] = dict(options)
-            if self.process_id is None:
-                self._start(run.log)
+            self._given_ns[path] = time.time_ns()
+            if self._has_ended():
+                self._start_if_due()
             else:
                 self._send(_run_message(path, self._runs[path]))
+
+    def given_ns(self, run: RunDirectory) -> int:
+        """When this process was last told to have that run delivered; 0 for never."""
+        return self._given_ns.get(run.path.absolute(), 0)
 
     def forget(self, run: RunDirectory) -> None:
         """A run is complete: it need not be delivered again if the process has to be started anew."""
@@ -72,77 +74,117 @@ class DeliveryProcess:
     def wake(self) -> None:
         """Have the process look at once, without waiting out a backoff."""
         with self._lock:
-            self._send({"wake": True})
+            if self._pipe is not None:
+                self._send({"wake": True})
 
     def stop(self) -> None:
         """Have the process let go of its runs and end."""
         with self._lock:
-            self._send({"stop": True})
+            self._runs.clear()
+            if self._pipe is not None:
+                self._send({"stop": True})
             self._close_pipe()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the process to end; False if it has not by then."""
         until = time.monotonic() + timeout_seconds
-        while not self._has_ended():
+        while True:
+            with self._lock:
+                if self._has_ended():
+                    return True
             if time.monotonic() > until:
                 return False
             time.sleep(0.02)
-        return True
 
     def keep_alive(self) -> None:
         """Start the process anew if it has died while runs were left to deliver; called now and then."""
         with self._lock:
             self._flush()
-            if not self._runs or not self._has_ended():
-                return
-            now = time.monotonic()
-            if self._start_again_at == 0.0:
-                pause = min(0.5 * 2 ** min(self._starts - 1, 10), LONGEST_RESTART_SECONDS)
-                self._start_again_at = now + (pause if self._starts > 1 else 0.0)
-            if now >= self._start_again_at:
-                self._start(RunDirectory(next(iter(self._runs))).log)
+            if self._has_ended() and self._runs:
+                self._start_if_due()
+
+    def close_after_fork(self) -> None:
+        """In a forked child: let go of the parent's pipe, which must close when the parent ends."""
+        self._close_pipe()
 
     def _has_ended(self) -> bool:
+        """Whether there is no process; one that has ended is collected, so that no zombie stays."""
         if self.process_id is None:
             return True
+        status = None
         try:
-            ended = os.waitpid(self.process_id, os.WNOHANG)[0] != 0
+            collected, status = os.waitpid(self.process_id, os.WNOHANG)
+            ended = collected != 0
         except ChildProcessError:
             # Somebody else collected our child; ask for the process itself.
             ended = not _process_exists(self.process_id)
         if ended:
             self.process_id = None
             self._close_pipe()
+            if status != 0:
+                self._note_failure()
         return ended
 
-    def _start(self, log: Path) -> None:
-        reader, writer = os.pipe()
-        # -P: a file called mlflow.py in the working directory is the user's, not the vendor's.
-        arguments = [sys.executable, "-P", "-m", "trackhub.host", self.backend, str(os.getpid())]
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def _note_failure(self) -> None:
+        """Start again at once after the first failure, and ever later if it goes on like that."""
+        now = time.monotonic()
+        self._deaths = 1 if now - self._started_at > HEALTHY_SECONDS else self._deaths + 1
+        pause = FIRST_RESTART_SECONDS * 2 ** min(self._deaths - 2, 16) if self._deaths > 1 else 0.0
+        self._start_at = now + min(pause, LAST_RESTART_SECONDS)
+
+    def _start_if_due(self) -> None:
+        if time.monotonic() < self._start_at:
+            return
+        self._runs = {path: options for path, options in self._runs.items() if RunDirectory(path).exists}
+        if not self._runs:
+            return
+        self._started_at = time.monotonic()
         try:
+            self._start(RunDirectory(next(iter(self._runs))).log)
+        except OSError as error:
+            if self._deaths == 0:
+                _log.warning(
+                    "trackhub: the delivery process of %s cannot be started (%s); trying again", self.backend, error
+                )
+            self._note_failure()
+            return
+        for path, options in self._runs.items():
+            self._send(_run_message(path, options))
+
+    def _start(self, log: Path) -> None:
+        # -P: a file called mlflow.py in the working directory is the user's, not the vendor's.
+        arguments = [sys.executable, "-P", "-m", "trackhub.delivery_process", self.backend, str(os.getpid())]
+        environment = delivery_environment()
+        # Warnings turned into errors are meant for the training's code, not for the vendor's.
+        environment.pop("PYTHONWARNINGS", None)
+        environment.pop("PYTHONINSPECT", None)
+        with contextlib.ExitStack() as descriptors:
+            reader, writer = os.pipe()
+            descriptors.callback(os.close, reader)
+            on_failure = descriptors.enter_context(contextlib.ExitStack())
+            on_failure.callback(os.close, writer)
+            output = _open_log(log)
+            descriptors.callback(os.close, output)
             # posix_spawn does not copy the training process, however large it is.
             self.process_id = os.posix_spawn(
                 sys.executable,
                 arguments,
-                delivery_environment(),
+                environment,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, reader, 0),
                     (os.POSIX_SPAWN_DUP2, output, 1),
                     (os.POSIX_SPAWN_DUP2, output, 2),
                 ],
                 setsid=True,
+                # What the training process ignores or blocks is its own affair.
+                setsigmask=(),
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
             )
-        finally:
-            os.close(reader)
-            os.close(output)
+            on_failure.pop_all()
+        _yield_to_training(self.process_id)
         os.set_blocking(writer, False)
         self._pipe = writer
-        self._starts += 1
-        self._start_again_at = 0.0
         self._unsent = b""
-        for path, options in self._runs.items():
-            self._send(_run_message(path, options))
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._unsent += json.dumps(message).encode() + b"\n"
@@ -155,6 +197,7 @@ class DeliveryProcess:
             except BlockingIOError:
                 return
             except BrokenPipeError:
+                # It has died, and is told all of this again when it is started anew.
                 self._close_pipe()
                 return
             self._unsent = self._unsent[sent:]
@@ -163,6 +206,7 @@ class DeliveryProcess:
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
+        self._unsent = b""
 
 
 class Host:
@@ -180,14 +224,22 @@ class Host:
         with self._lock:
             self._syncs[key] = sync
             if self._thread is None:
-                self._thread = threading.Thread(target=self._look_after, name="trackhub", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._look_after, name="trackhub", daemon=True)
+                # At the interpreter's end, and where threads have run out, there is none: only fsync then waits.
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     def unwatch(self, key: object) -> None:
         """Stop calling what `watch` was given for this key."""
         with self._lock:
             self._syncs.pop(key, None)
             self._troubled.discard(key)
+
+    def given_ns(self, run: RunDirectory, backend: str) -> int:
+        """When `deliver` was last called for a run and a backend; 0 for never."""
+        process = self._processes.get(backend)
+        return process.given_ns(run) if process else 0
 
     def deliver(self, run: RunDirectory, backends: Mapping[str, Mapping[str, Any]]) -> None:
         """Have a run delivered to these backends, with these options."""
@@ -213,14 +265,21 @@ class Host:
 
     def stop(self, timeout_seconds: float) -> None:
         """End all delivery processes; what they have not delivered stays in the journals."""
-        for process in self._processes.values():
+        with self._lock:
+            processes, self._processes = list(self._processes.values()), {}
+        for process in processes:
             process.stop()
-        for process in self._processes.values():
-            if not process.wait(timeout_seconds) and process.process_id is not None:
+        until = time.monotonic() + timeout_seconds
+        for process in processes:
+            if not process.wait(until - time.monotonic()) and process.process_id is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.process_id, signal.SIGKILL)
                 process.wait(timeout_seconds)
-        self._processes.clear()
+
+    def close_after_fork(self) -> None:
+        """In a forked child: let go of what belongs to the parent's host."""
+        for process in self._processes.values():
+            process.close_after_fork()
 
     def _look_after(self) -> None:
         pause = threading.Event()
@@ -252,6 +311,7 @@ def host() -> Host:
 
 def _start_afresh_in_child() -> None:
     global _host
+    _host.close_after_fork()
     _host = Host()
 
 
@@ -262,6 +322,26 @@ def _run_message(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": str(path), "options": options}
 
 
+def _open_log(log: Path) -> int:
+    """Where the process says what it has to say; nowhere, if that cannot be written."""
+    try:
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def _yield_to_training(process_id: int) -> None:
+    """Have a process run only where nothing else wants to, from its very start.
+
+    A session of its own is a scheduling group of its own (see sched(7), autogroup), and a nice value counts only inside
+    one: so the group needs one too, where the kernel has them.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process_id, NICENESS)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process_id}/autogroup").write_text(str(NICENESS))
+
+
 def _process_exists(process_id: int) -> bool:
     try:
         os.kill(process_id, 0)
@@ -270,126 +350,3 @@ def _process_exists(process_id: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-class _Server:
-    """The delivery process: one backend, any number of runs, one thread."""
-
-    def __init__(self, backend: str, parent_process_id: int) -> None:
-        # Imported here: the training process hosts without ever loading what delivers.
-        from trackhub.plugins import find_backend, version_of
-
-        self._name = backend
-        self._backend = find_backend(backend)
-        self._version = version_of(backend, self._backend)
-        self._parent = parent_process_id
-        self._deliveries: dict[str, Delivery] = {}
-        self._input_open = True
-        self._input = b""
-        self._stop_at: float | None = None
-        self._hand_over = False
-        self._wake_pipe = os.pipe()
-
-    def watch_signals(self) -> None:
-        """Have signals end a pause at once, and be acted on between two pieces of work."""
-        for end in self._wake_pipe:
-            os.set_blocking(end, False)
-        signal.set_wakeup_fd(self._wake_pipe[1], warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self.terminate)
-        signal.signal(signal.SIGUSR1, self.hand_over)
-
-    def hand_over(self, *_: object) -> None:
-        """On SIGUSR1: somebody else wants to deliver what is in trouble here."""
-        self._hand_over = True
-
-    def terminate(self, *_: object) -> None:
-        """On SIGTERM: deliver what can be delivered in the grace that is left."""
-        if self._stop_at is None:
-            self._stop_at = time.monotonic() + TERMINATION_GRACE_SECONDS
-
-    def serve(self) -> None:
-        """Deliver until the training process has gone and all its runs have ended."""
-        orphaned_since: float | None = None
-        wait = 0.0
-        while True:
-            self._listen(wait)
-            if self._hand_over:
-                self._hand_over = False
-                self._drop(lambda delivery: bool(delivery.troubled))
-            wait = IDLE_POLL_SECONDS
-            for delivery in list(self._deliveries.values()):
-                again = delivery.pump()
-                wait = min(wait, IDLE_POLL_SECONDS if again is None else again)
-            self._drop(lambda delivery: delivery.closed or not delivery.run.exists)
-            now = time.monotonic()
-            if orphaned_since is None and (os.getppid() != self._parent or not self._input_open):
-                orphaned_since = now
-            waiting = any(not delivery.suspended for delivery in self._deliveries.values())
-            if orphaned_since is not None and (not waiting or now - orphaned_since > OUTLIVES_TRAINING_SECONDS):
-                break
-            if self._stop_at is not None and (now > self._stop_at or not waiting):
-                break
-        self._drop(lambda _: True)
-
-    def _drop(self, which: Callable[[Delivery], bool]) -> None:
-        for path, delivery in list(self._deliveries.items()):
-            if which(delivery):
-                delivery.release()
-                del self._deliveries[path]
-
-    def _listen(self, wait_seconds: float) -> None:
-        inputs = [self._wake_pipe[0], *([0] if self._input_open else [])]
-        ready = select.select(inputs, [], [], wait_seconds)[0]
-        if self._wake_pipe[0] in ready:
-            os.read(self._wake_pipe[0], 4096)
-        if 0 not in ready:
-            return
-        received = os.read(0, 1 << 16)
-        if not received:
-            self._input_open = False
-        *lines, self._input = (self._input + received).split(b"\n")
-        for line in lines:
-            self._obey(json.loads(line))
-
-    def _obey(self, message: dict[str, Any]) -> None:
-        if "run" in message:
-            self._add(message["run"], message["options"])
-        elif "wake" in message:
-            for delivery in self._deliveries.values():
-                delivery.retry_now()
-        elif "stop" in message:
-            self._stop_at = 0.0
-
-    def _add(self, path: str, options: dict[str, Any]) -> None:
-        from trackhub.delivery import Delivery
-
-        if path in self._deliveries:
-            self._deliveries[path].release()
-        backend = self._backend
-        self._deliveries[path] = Delivery(
-            RunDirectory(Path(path)),
-            self._name,
-            lambda: backend(backend.Options.model_validate(options)),
-            self._version,
-        )
-
-
-def main(arguments: list[str]) -> None:
-    """Be the delivery process.
-
-    Args:
-        arguments: The backend's name and the id of the process that started this one.
-    """
-    # What the training process left open (sockets, devices) is none of ours, and must close when it ends.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = _Server(arguments[0], int(arguments[1]))
-    server.watch_signals()
-    server.serve()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -90,9 +90,14 @@ def _simpler(record: Deliverable, run: RunInfo) -> list[Deliverable]:
             folder = KINDS[type(record)]
             step = "" if record.step is None else f"-{record.step}"
             suffix = _suffix(record.file)
-            name = f"{folder}/{record.name.strip('/').removesuffix(suffix)}{step}{suffix}"
+            name = f"{folder}/{_path(record.name.removesuffix(suffix))}{step}{suffix}"
             return [ArtifactLogged(record.time_ns, name, record.file)]
     return []
+
+
+def _path(name: str) -> str:
+    """A name as a path below a folder: names may have `..` or empty parts, paths among artifacts may not."""
+    return "/".join("_" if part in ("", ".", "..") else part for part in name.strip("/").split("/"))
 
 
 def _suffix(file: StoredFile) -> str:

@@ -84,7 +84,7 @@ def _load(name: str) -> type[Backend]:
     entries = [entry for entry in _entry_points() if entry.name == name]
     if not entries:
         known = backend_names()
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UnknownBackendError(
             f"no backend is called {name!r}{hint} Installed backends: {', '.join(known)}. "
@@ -96,10 +96,14 @@ def _load(name: str) -> type[Backend]:
     entry = entries[0]
     owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
     try:
-        module = entry.load()
-    except ImportError as error:
-        raise SettingsError(f"the plugin of backend {name!r} ({owner}) cannot be imported: {error}") from error
-    return _from_module(name, module, owner)
+        return _from_module(name, entry.load(), owner)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"the plugin of backend {name!r} ({owner}) cannot be loaded: {type(error).__name__}: {error}. "
+            "Upgrade or uninstall it, or leave the backend out."
+        ) from error
 
 
 def _from_module(name: str, module: ModuleType, owner: str = "trackhub") -> type[Backend]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from trackhub.cursor import Cursor
 from trackhub.rundir import RunDirectory
 
+SHOWN_CHILDREN = 5
+
 
 @dataclass(frozen=True)
 class BackendStanding:
@@ -36,6 +38,8 @@ class BackendStanding:
             lines = [f"{self.backend}: complete ({kinds or 'nothing was logged'})"]
         else:
             lines = [f"{self.backend}: {self.undelivered:,} records are not delivered yet"]
+            if not report.version:
+                lines.append(f"{self.backend}: its delivery has not begun (delivery.log may say why)")
         if report.suspended:
             lines.append(f"{self.backend}: delivery gave up because the backend failed: {report.suspended}")
         elif report.error:
@@ -49,7 +53,8 @@ class BackendStanding:
         for kind, count in report.skipped.items():
             lines.append(f"{self.backend}: has no place for {kind.replace('_', ' ')}: {count:,} not shown there")
         for reason, note in report.notes.items():
-            subjects = ", ".join(f"{subject} ({detail})" if detail else subject for subject, detail in note.examples[:3])
+            few = note.examples[:3]
+            subjects = ", ".join(f"{subject} ({detail})" if detail else subject for subject, detail in few)
             lines.append(f"{self.backend}: {note.count:,} {reason}: {subjects}")
         lines.extend(f"{self.backend}: damage in the journal: {place}" for place in report.damaged[:3])
         return lines
@@ -63,19 +68,21 @@ class DeliveryReport:
         run_id: The run.
         command: The command that delivers the rest.
         standings: One a backend.
+        children: The reports of the run's child runs.
     """
 
     run_id: str
     command: str
     standings: tuple[BackendStanding, ...]
+    children: tuple[DeliveryReport, ...] = ()
 
     def __bool__(self) -> bool:
         return self.complete
 
     @property
     def complete(self) -> bool:
-        """Whether every backend has everything."""
-        return all(standing.complete for standing in self.standings)
+        """Whether every backend has everything, child runs included."""
+        return all(standing.complete for standing in self.standings) and all(map(bool, self.children))
 
     @property
     def undelivered(self) -> dict[str, int]:
@@ -85,22 +92,41 @@ class DeliveryReport:
     @property
     def remarkable(self) -> bool:
         """Whether there is anything that people should be told without asking."""
-        return not self.complete or any(len(standing.sentences()) > 1 for standing in self.standings)
+        return (
+            not self.complete
+            or any(len(standing.sentences()) > 1 for standing in self.standings)
+            or any(child.remarkable for child in self.children)
+        )
+
+    def _sentences(self) -> list[str]:
+        lines = [line for standing in self.standings for line in standing.sentences()]
+        remarkable = [child for child in self.children if child.remarkable]
+        for child in remarkable[:SHOWN_CHILDREN]:
+            lines.extend(f"child run {child.run_id}: {line}" for line in child._sentences())
+        if len(remarkable) > SHOWN_CHILDREN:
+            lines.append(f"{len(remarkable) - SHOWN_CHILDREN} more child runs: see trackhub runs")
+        return lines
 
     def __str__(self) -> str:
-        lines = [line for standing in self.standings for line in standing.sentences()]
+        lines = self._sentences()
         if not self.complete:
             lines.append(f"deliver the rest with: {self.command}")
         return "\n".join(lines) or "no backends: the run is in its directory alone"
 
 
-def delivery_report(run: RunDirectory, command: str, backends: Iterable[str] | None = None) -> DeliveryReport:
+def delivery_report(
+    run: RunDirectory,
+    command: str,
+    backends: Iterable[str] | None = None,
+    children: Iterable[DeliveryReport] = (),
+) -> DeliveryReport:
     """Read how a run stands.
 
     Args:
         run: The run.
         command: The command that delivers the rest.
         backends: Only these; default: all the run was given to.
+        children: The reports of its child runs.
     """
     ended = run.end()[0] != "running"
     standings = []
@@ -108,4 +134,4 @@ def delivery_report(run: RunDirectory, command: str, backends: Iterable[str] | N
         cursor = run.cursor(name)
         undelivered = run.remaining(cursor)
         standings.append(BackendStanding(name, cursor, undelivered, not undelivered and (cursor.closed or not ended)))
-    return DeliveryReport(run.manifest.id, command, tuple(standings))
+    return DeliveryReport(run.manifest.id, command, tuple(standings), tuple(children))

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,11 @@ class RunDirectory:
         for folder in (run.blobs, run.cursors):
             folder.mkdir(mode=0o700, exist_ok=True)
         fresh = run.path / f"run.json.{os.getpid()}"
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        with fresh.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+            file.flush()
+            # A run is nothing without this file, so it must not be the one that a power failure empties.
+            os.fsync(file.fileno())
         fresh.replace(run.path / "run.json")
         run._manifest = manifest
         return run
@@ -121,10 +125,12 @@ class RunDirectory:
         if self._manifest is None:
             try:
                 manifest = msgspec.json.decode((self.path / "run.json").read_bytes(), type=Manifest)
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise JournalError(f"{self.path} is no run directory that can be read: {error}") from error
             if manifest.format > FORMAT_VERSION:
-                raise JournalError(f"{self.path} was written by a newer trackhub ({manifest.version}): upgrade this one")
+                raise JournalError(
+                    f"{self.path} was written by a newer trackhub ({manifest.version}): upgrade this one"
+                )
             self._manifest = manifest
         return self._manifest
 
@@ -171,8 +177,22 @@ class RunDirectory:
             reader.close()
 
 
-def runs_in(root: Path) -> Iterator[RunDirectory]:
-    """The runs under a `TRACKHUB_DIR`, oldest first."""
+def runs_in(
+    root: Path, on_unreadable: Callable[[RunDirectory, Exception], None] | None = None
+) -> Iterator[RunDirectory]:
+    """The runs under a `TRACKHUB_DIR`, oldest first.
+
+    Args:
+        root: The directory; may not exist.
+        on_unreadable: Told of a run that is left out: its `run.json` cannot be read, or is of a newer trackhub.
+    """
     found = [RunDirectory(path) for path in root.iterdir()] if root.is_dir() else []
-    readable = [run for run in found if run.exists]
-    yield from sorted(readable, key=lambda run: run.manifest.created_ns)
+    readable = []
+    for run in found:
+        try:
+            if run.exists:
+                readable.append((run.manifest.created_ns, run.path.name, run))
+        except (JournalError, PermissionError) as error:
+            if on_unreadable is not None:
+                on_unreadable(run, error)
+    yield from (run for _, _, run in sorted(readable, key=lambda entry: entry[:2]))

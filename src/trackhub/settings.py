@@ -8,12 +8,14 @@ with the vendor's own variable behind ours.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, ValidationError, field_validator
 
 from trackhub.errors import SettingsError
 
@@ -22,6 +24,9 @@ VARIABLES = {"finish_timeout_seconds": "TRACKHUB_FINISH_TIMEOUT"}
 """Variables whose name is not simply the prefix and the field."""
 
 Mode = Literal["online", "offline", "disabled"]
+
+_SECRET_WORDS = ("token", "password", "passwd", "secret", "key", "credential")
+_SECRET_PARAMETER = re.compile(rf"(?i)([?&])(?:sig|[^=&#]*(?:{'|'.join(_SECRET_WORDS)})[^=&#]*)=[^&#]*")
 
 
 class Settings(BaseModel):
@@ -168,7 +173,7 @@ def backend_options(
     try:
         return options.model_validate(values), sources
     except ValidationError as error:
-        raise SettingsError(_explain(error, sources, values, backend)) from None
+        raise SettingsError(_explain(error, sources, values, backend, options)) from None
 
 
 def option_variable_is_set(backend: str, option: str) -> bool:
@@ -182,7 +187,8 @@ def _option_variable(backend: str, option: str) -> str:
 
 def _from_text(text: str, annotation: Any) -> Any:
     """A variable holds text: lists are written with commas between."""
-    if get_origin(annotation) in (list, tuple, set, frozenset):
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any((get_origin(choice) or choice) in (list, tuple, set, frozenset) for choice in choices):
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
@@ -196,50 +202,83 @@ def _unknown_option(backend: str, name: str, source: str, options: type[BaseMode
     return f"{source}: backend {backend!r} has no option {name!r}{hint} (options are: {', '.join(known) or 'none'})"
 
 
-def _explain(error: ValidationError, sources: Mapping[str, str], values: Mapping[str, Any], backend: str = "") -> str:
+def _explain(
+    error: ValidationError,
+    sources: Mapping[str, str],
+    values: Mapping[str, Any],
+    backend: str = "",
+    options: type[BaseModel] = Settings,
+) -> str:
     lines = []
     for problem in error.errors(include_url=False):
-        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            lines.append(f"{backend}: {message}")
+            continue
+        name = str(problem["loc"][0])
         variable = _option_variable(backend, name) if backend else variable_of(name)
         source = sources.get(name)
         if problem["type"] == "missing":
             lines.append(f"backend {backend!r} needs {name}: set {variable} or pass init({backend}={{{name!r}: ...}})")
             continue
-        secret = any(word in name.lower() for word in ("token", "password", "secret", "key"))
+        field_type = str(options.model_fields[name].annotation) if name in options.model_fields else ""
+        secret = "Secret" in field_type or any(word in name.lower() for word in _SECRET_WORDS)
         shown = "(hidden)" if secret else repr(without_credentials(values.get(name)))
         where = f"{name} (from {source})" if source and source != "argument" else f"{name}"
-        message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{backend + ': ' if backend else ''}{where} = {shown} is not accepted: {message}; set {variable}")
     return "\n".join(lines)
 
 
 def without_credentials(value: Any) -> Any:
-    """A value that can be written down: user and password taken out of URLs."""
-    if isinstance(value, str) and "://" in value and "@" in value:
-        scheme, _, rest = value.partition("://")
-        authority, slash, path = rest.partition("/")
-        if "@" in authority:
-            return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
-    return value
+    """A value that can be written down: user, password and secret parameters taken out of the URLs in it."""
+    if isinstance(value, Mapping):
+        return {name: without_credentials(member) for name, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_credentials(member) for member in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    rest = _SECRET_PARAMETER.sub(r"\1", rest)
+    authority, slash, path = rest.partition("/")
+    _, colon, port = authority.rpartition(":")
+    if "@" in rest and "@" not in authority and colon and not (port.isdigit() or authority.startswith("[")):
+        # No port: a password with an unquoted slash in it.
+        authority, slash, path = rest, "", ""
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def storable_options(options: BaseModel) -> dict[str, Any]:
     """A backend's options as plain values for `run.json`: no secrets, nothing that is at its default."""
-    kept = {
-        name: value
-        for name, value in options.model_dump(mode="python", exclude_defaults=True).items()
-        if not isinstance(value, SecretStr)
-    }
-    plain: dict[str, Any] = options.model_dump(mode="json", include=set(kept))
-    return {name: without_credentials(value) for name, value in plain.items()}
+    plain: dict[str, Any] = options.model_dump(mode="json", exclude_defaults=True)
+    live = options.model_dump(mode="python", exclude_defaults=True)
+    return {name: without_credentials(value) for name, value in plain.items() if not _holds_secret(live[name])}
 
 
 def full_options(options: BaseModel) -> dict[str, Any]:
     """A backend's options with their secrets, to be handed to its delivery process through a pipe."""
     plain: dict[str, Any] = options.model_dump(mode="json", exclude_defaults=True)
-    for name, value in options.model_dump(mode="python", exclude_defaults=True).items():
-        if isinstance(value, SecretStr):
-            plain[name] = value.get_secret_value()
+    revealed: dict[str, Any] = _reveal(options.model_dump(mode="python", exclude_defaults=True), plain)
+    return revealed
+
+
+def _holds_secret(live: Any) -> bool:
+    if isinstance(live, Mapping):
+        return any(_holds_secret(member) for member in live.values())
+    if isinstance(live, (list, tuple, set, frozenset)):
+        return any(_holds_secret(member) for member in live)
+    return isinstance(live, (SecretStr, SecretBytes))
+
+
+def _reveal(live: Any, plain: Any) -> Any:
+    """The plain value, with its secrets put in from the live one, wherever in it they are."""
+    if isinstance(live, SecretStr):
+        return live.get_secret_value()
+    if isinstance(live, SecretBytes):
+        return live.get_secret_value().decode()
+    if isinstance(live, Mapping):
+        return {name: _reveal(one, plain[name]) for name, one in zip(plain, live.values(), strict=True)}
+    if isinstance(live, (list, tuple, set, frozenset)) and isinstance(plain, list):
+        return [_reveal(one, other) for one, other in zip(live, plain, strict=True)]
     return plain
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trackhub import active, plugins, settings
+from trackhub import active, plain, plugins, settings
 from trackhub._version import VERSION
 from trackhub.errors import NoActiveRunError, UnknownBackendError
 from trackhub.rundir import Manifest, RunDirectory, check_run_id, new_run_id
@@ -78,12 +78,14 @@ def init(
     }
     if chosen.mode == "disabled":
         return Tracker.disabled(chosen)
+    # Refused before there is a run, or it would be left behind without an end.
+    flat, texts = plain.plain_params(params or {}), plain.plain_tags(tags or {})
     run = RunDirectory.create(working_directory / chosen.dir, _manifest(loaded, options, working_directory))
     tracker = Tracker.start(run, chosen, options)
-    if params:
-        tracker.log_params(params)
-    if tags:
-        tracker.set_tags(tags)
+    if flat:
+        tracker.log_params(flat)
+    if texts:
+        tracker.set_tags(texts)
     return tracker
 
 

@@ -11,15 +11,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trackhub import plugins, settings
 from trackhub.errors import TrackhubError
-from trackhub.host import host
+from trackhub.host import Host
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import RunDirectory, runs_in
-from trackhub.waiting import wait_for_deliveries
+from trackhub.waiting import Awaited, wait_for_deliveries
 
 STOP_SECONDS = 10.0
 FOLLOW_INTERVAL_SECONDS = 1.0
@@ -62,9 +63,7 @@ def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
         for name, value in run.manifest.backends.get(backend, {}).items()
         if name in kind.Options.model_fields and not settings.option_variable_is_set(backend, name)
     }
-    options, _ = settings.backend_options(
-        backend, kind.Options, stored, loaded.tables.get(backend, {}), loaded.file
-    )
+    options, _ = settings.backend_options(backend, kind.Options, stored, loaded.tables.get(backend, {}), loaded.file)
     options = kind.resolve(options, directory)
     kind.check(options)
     return settings.full_options(options)
@@ -93,15 +92,18 @@ def sync(
     family = with_families(runs)
     work = [(run, name) for run in family for name in (to if to is not None else run.backends)]
     options = {(run.path, name): options_for(run, name) for run, name in work}
-    # A run that nobody writes any more, but another process tries in vain to deliver, is ours to deliver now.
+    # What another process tries in vain to deliver is ours to try now.
     for run, name in work:
         _ask_to_hand_over(run, name)
+    # Not the host of this process: that one may be delivering runs that go on.
+    host = Host()
     try:
         for run, name in work:
-            host().deliver(run, {name: options[run.path, name]})
-        wait_for_deliveries(work, timeout_seconds, patience_seconds=patience_seconds)
+            host.deliver(run, {name: options[run.path, name]})
+        awaited = [Awaited(run, name) for run, name in work]
+        wait_for_deliveries(host, awaited, timeout_seconds, patience_seconds)
     finally:
-        host().stop(STOP_SECONDS)
+        host.stop(STOP_SECONDS)
     return [delivery_report(run, f"trackhub sync {run.path}", to) for run in family]
 
 
@@ -124,29 +126,61 @@ def follow(
     Returns:
         A report for each run that was taken up.
     """
-    taken: dict[Path, RunDirectory] = {}
+    host = Host()
+    taken: dict[Path, _Taken] = {}
     refused: set[Path] = set()
-    while True:
-        stopping = until()
-        for run in runs_in(root):
-            if run.path in taken or run.path in refused:
-                continue
-            try:
-                names = list(to) if to is not None else run.backends
-                unfinished = [name for name in names if not run.cursor(name).closed]
-                host().deliver(run, {name: options_for(run, name) for name in unfinished})
-                taken[run.path] = run
-            except TrackhubError as error:
-                refused.add(run.path)
-                on_problem(f"run {run.path.name} cannot be delivered: {error}")
-        host().keep_alive()
-        if stopping:
-            break
-        time.sleep(FOLLOW_INTERVAL_SECONDS)
-    work = [(run, name) for run in taken.values() for name in (to if to is not None else run.backends)]
-    wait_for_deliveries(work, grace_seconds)
-    host().stop(STOP_SECONDS)
-    return [delivery_report(run, f"trackhub sync {run.path}", to) for run in taken.values()]
+    try:
+        while True:
+            stopping = until()
+            for run in runs_in(root):
+                if run.path in refused:
+                    continue
+                try:
+                    _take_up(host, taken.setdefault(run.path, _Taken(run)), to)
+                except TrackhubError as error:
+                    refused.add(run.path)
+                    on_problem(f"run {run.path.name} cannot be delivered: {error}")
+            host.keep_alive()
+            if stopping:
+                break
+            time.sleep(FOLLOW_INTERVAL_SECONDS)
+        kept = [one for path, one in taken.items() if path not in refused and one.run.exists]
+        wait_for_deliveries(host, [Awaited(one.run, name) for one in kept for name in one.backends(to)], grace_seconds)
+    finally:
+        host.stop(STOP_SECONDS)
+    return [delivery_report(one.run, f"trackhub sync {one.run.path}", to) for one in kept]
+
+
+@dataclass
+class _Taken:
+    """A run that `follow` has taken up.
+
+    Args:
+        run: The run.
+        changed_ns: When its journal directory had last changed: later, another process has begun to write the run.
+    """
+
+    run: RunDirectory
+    changed_ns: int = 0
+
+    def backends(self, to: Sequence[str] | None) -> list[str]:
+        return list(to) if to is not None else self.run.backends
+
+
+def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None) -> None:
+    """Have a run delivered if it is new, or if a process has begun to write it since."""
+    run = taken.run
+    try:
+        changed_ns = run.journal.stat().st_mtime_ns
+    except FileNotFoundError:
+        return
+    if changed_ns == taken.changed_ns:
+        return
+    options = {name: options_for(run, name) for name in taken.backends(to)}
+    taken.changed_ns = changed_ns
+    for name in options:
+        if not (run.cursor(name).closed and not run.remaining(run.cursor(name))):
+            host.deliver(run, {name: options[name]})
 
 
 def _ask_to_hand_over(run: RunDirectory, backend: str) -> None:

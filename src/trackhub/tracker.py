@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -42,10 +44,14 @@ from trackhub.records import (
 )
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
-from trackhub.waiting import POLL_SECONDS, wait_for_deliveries
+from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
 
 _log = logging.getLogger("trackhub")
 _now_ns = time.time_ns
+# torch warns when C takes a tensor that requires grad for a float. Here it is only looked at, so nothing can go wrong;
+# where warnings are errors, the value is converted another way.
+warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning, r"trackhub\.journal")
+
 # What packing raises for a value that is no float yet, or for a mapping that is none.
 _NOT_PACKED = (struct.error, TypeError, ValueError, OverflowError, AttributeError, RuntimeError, UserWarning)
 
@@ -73,7 +79,8 @@ class Tracker:
         self._journal: JournalWriter | None = None
         self._blobs: BlobStore | None = None
         self._append_metrics: Callable[[Mapping[str, Any], int, int], None] = self._append_metrics_first_time
-        self._earlier = active.enter(self)
+        self._earlier: active.ActiveRun | None = None
+        self._end_mark: Mark | None = None
 
     @classmethod
     def disabled(cls, chosen: settings.Settings) -> Tracker:
@@ -86,6 +93,7 @@ class Tracker:
         # Instance attributes win over methods: what is left of a call is one look-up and an empty function.
         for method in _RECORDING:
             setattr(tracker, method, _record_nothing)
+        tracker._earlier = active.enter(tracker)
         return tracker
 
     @classmethod
@@ -112,6 +120,7 @@ class Tracker:
             # A living process holds this run: write into it, and leave its end to that process.
             tracker._role = "worker"
         tracker._attach()
+        tracker._earlier = active.enter(tracker)
         if chosen.mode == "online":
             host().deliver(run, {name: settings.full_options(option) for name, option in options.items()})
         return tracker
@@ -160,7 +169,7 @@ class Tracker:
 
         Raises:
             ValueError: The run has no such backend.
-            TimeoutError: It was not opened in time; the message says why, if that is known.
+            TimeoutError: It was not opened in time, or never will be; the message says why, if that is known.
         """
         if self._run is None or backend not in self._options:
             raise ValueError(f"run {self.id} has no backend {backend!r} (it has: {', '.join(self._options) or 'none'})")
@@ -168,11 +177,12 @@ class Tracker:
         until = time.monotonic() + timeout
         while True:
             cursor = self._run.cursor(backend)
+            host().keep_alive()
             if cursor.remote_id is not None:
                 return cursor.remote_id
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or has_given_up(host(), self._run, backend, cursor):
                 why = cursor.report.suspended or cursor.report.error or f"see {self._run.log}"
-                raise TimeoutError(f"{backend} has not opened run {self.id} within {timeout:g} s: {why}")
+                raise TimeoutError(f"{backend} has not opened run {self.id} (waited up to {timeout:g} s): {why}")
             time.sleep(POLL_SECONDS)
 
     def __repr__(self) -> str:
@@ -252,9 +262,7 @@ class Tracker:
             file = describe(source, str(source.absolute()))
         self._append(ArtifactLogged(_now_ns(), name, file))
 
-    def log_model(
-        self, path: str | os.PathLike[str], name: str = "model", register_as: str | None = None
-    ) -> None:
+    def log_model(self, path: str | os.PathLike[str], name: str = "model", register_as: str | None = None) -> None:
         """Log a model that was saved to a file or a directory.
 
         Args:
@@ -339,9 +347,7 @@ class Tracker:
         histogram = values.histogram_of(value, name, bins)
         self._append(HistogramLogged(_now_ns(), name, histogram.edges, histogram.counts, step, histogram.left_out))
 
-    def log_confusion_matrix(
-        self, name: str, labels: Sequence[Any], matrix: Any, step: int | None = None
-    ) -> None:
+    def log_confusion_matrix(self, name: str, labels: Sequence[Any], matrix: Any, step: int | None = None) -> None:
         """Log a confusion matrix.
 
         Args:
@@ -409,7 +415,7 @@ class Tracker:
         return child
 
     def flush(self, timeout: float | None = None) -> DeliveryReport:
-        """Wait until all that was logged so far has been delivered.
+        """Wait until all that this process has logged to this run so far has been delivered.
 
         Args:
             timeout: Seconds to wait; default: as for `finish`.
@@ -422,7 +428,7 @@ class Tracker:
         if not self._finished and self._settings.mode == "online":
             seconds = self._settings.finish_timeout_seconds if timeout is None else timeout
             mark = self._writing()[0].position
-            wait_for_deliveries([(self._run, name) for name in self._options], seconds, mark)
+            wait_for_deliveries(host(), [Awaited(self._run, name, mark) for name in self._options], seconds)
         return self._read_report(self._run)
 
     def finish(self, status: EndStatus = "finished", timeout: float | None = None) -> DeliveryReport:
@@ -449,17 +455,19 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish(*active.end_of(error), None)
+        if not self._finished:
+            self._finish(*active.end_of(error), None)
 
     def end_at_exit(self, status: EndStatus, error: str | None) -> None:
         """Finish because the process ends; a child run leaves the waiting to its parent."""
         self._finish(status, error, None)
 
     def _finish(self, status: EndStatus, error: str | None, timeout: float | None) -> DeliveryReport:
-        if self._report is not None:
+        if self._report is not None and self._report.complete:
             return self._report
         for child in self._children:
-            child._finish(status, error, 0)
+            if not child._finished:
+                child._finish(status, error, 0)
         with self._writer_lock:
             if not self._finished:
                 self._finished = True
@@ -470,22 +478,28 @@ class Tracker:
         if timeout is None:
             timeout = 0.0 if self._parent is not None else self._settings.finish_timeout_seconds
         if self._settings.mode == "online":
-            wait_for_deliveries(self._deliveries(), timeout)
+            wait_for_deliveries(host(), self._awaited(), timeout)
         self._report = self._read_report(self._run)
         if self._settings.mode == "online" and self._parent is None and self._report.remarkable:
             _log.warning("trackhub: run %s (%s)\n%s", self.name, self.id, self._report)
         return self._report
 
-    def _deliveries(self) -> Iterator[tuple[RunDirectory, str]]:
+    def _awaited(self) -> Iterator[Awaited]:
         if self._run is not None:
-            yield from ((self._run, name) for name in self._options)
+            for name in self._options:
+                yield Awaited(self._run, name, self._end_mark, end=self._role == "owner")
         for child in self._children:
-            yield from child._deliveries()
+            yield from child._awaited()
 
     def _read_report(self, run: RunDirectory) -> DeliveryReport:
+        children = [
+            child._report if child._report and child._report.complete else child._read_report(child._run)
+            for child in self._children
+            if child._run is not None
+        ]
         root = run.path.parent
-        elsewhere = "" if root == Path.cwd() / ".trackhub" else f" --dir {root}"
-        return delivery_report(run, f"trackhub sync {self.id}{elsewhere}", self._options)
+        elsewhere = "" if root == _default_root() else f" --dir {shlex.quote(str(root))}"
+        return delivery_report(run, f"trackhub sync {self.id}{elsewhere}", self._options, children)
 
     # --- the journal of this process
 
@@ -538,6 +552,7 @@ class Tracker:
             return
         if self._role == "owner":
             journal.append(RunEnded(_now_ns(), status, error))
+        self._end_mark = journal.position
         host().unwatch(f"{self.id} ({journal.writer})")
         try:
             blobs.sync()
@@ -588,6 +603,14 @@ def _record_nothing(*_: object, **__: object) -> None:
 
 def _nothing_to_report(run_id: str) -> DeliveryReport:
     return DeliveryReport(run_id, "", ())
+
+
+def _default_root() -> Path | None:
+    try:
+        return Path.cwd() / ".trackhub"
+    except FileNotFoundError:
+        # The working directory has been deleted.
+        return None
 
 
 def _optional_step(step: Any) -> int | None:

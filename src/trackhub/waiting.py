@@ -9,72 +9,101 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from trackhub.host import host
+from trackhub.cursor import Cursor
+from trackhub.host import Host
+from trackhub.journal import JournalReader, writer_is_alive
 from trackhub.rundir import RunDirectory
 
 POLL_SECONDS = 0.02
 PROGRESS_AFTER_SECONDS = 1.0
 
+Mark = tuple[int, int, int]
+"""A place in a journal: writer, segment, offset."""
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """One delivery that is waited for.
+
+    Args:
+        run: The run.
+        backend: The backend's name.
+        mark: The place in the journal that must have been delivered; None for all there is, and the run's end unless
+            it is still being written.
+        end: With a mark: whether the run must have been ended at the backend, too.
+    """
+
+    run: RunDirectory
+    backend: str
+    mark: Mark | None = None
+    end: bool = False
+
 
 def wait_for_deliveries(
-    deliveries: Iterable[tuple[RunDirectory, str]],
-    timeout_seconds: float,
-    mark: tuple[int, int, int] | None = None,
-    patience_seconds: float = float("inf"),
+    host: Host, deliveries: Iterable[Awaited], timeout_seconds: float, patience_seconds: float = float("inf")
 ) -> None:
     """Wait until deliveries are complete, have given up, or the time is over.
 
-    A run that is still being written counts as complete when all that is there has arrived.
-
     Args:
-        deliveries: Runs, each with the name of a backend.
+        host: Has been given the runs, unless other processes deliver them.
+        deliveries: What to wait for.
         timeout_seconds: How long to wait at most.
-        mark: A place in the journal that each delivery must have passed; None for the end of the run.
         patience_seconds: How long a backend may be unavailable before it is given up for now.
     """
     waiting = list(deliveries)
     if not waiting:
         return
-    host().wake()
+    host.wake()
     total = len(waiting)
     started, started_ns = time.monotonic(), time.time_ns()
     with contextlib.ExitStack() as stack:
         progress = None
         while True:
             out_of_patience_ns = time.time_ns() - patience_seconds * 1e9
-            waiting = [
-                (run, backend)
-                for run, backend in waiting
-                if not _is_done(run, backend, mark)
-                and not _is_unavailable_since(run, backend, started_ns, out_of_patience_ns)
-            ]
+            waiting = [one for one in waiting if not _is_over(host, one, started_ns, out_of_patience_ns)]
             elapsed = time.monotonic() - started
             if not waiting or elapsed >= timeout_seconds:
                 return
-            host().keep_alive()
-            if progress is None and elapsed > PROGRESS_AFTER_SECONDS and sys.stderr.isatty():
+            host.keep_alive()
+            if progress is None and elapsed > PROGRESS_AFTER_SECONDS and sys.stderr is not None and sys.stderr.isatty():
                 from trackhub.progress import DeliveryProgress
 
                 progress = stack.enter_context(DeliveryProgress(total))
             if progress is not None:
-                progress.show(waiting)
+                progress.show([(one.run, one.backend) for one in waiting])
             time.sleep(max(min(POLL_SECONDS, timeout_seconds - elapsed), 0.0))
 
 
-def _is_done(run: RunDirectory, backend: str, mark: tuple[int, int, int] | None) -> bool:
-    cursor = run.cursor(backend)
-    if cursor.report.suspended:
-        return True
-    if mark is not None:
-        return cursor.has_passed(mark)
-    if cursor.closed and not run.remaining(cursor):
-        host().forget(run, backend)
-        return True
-    return cursor.owner > 0 and run.end()[0] == "running" and not run.remaining(cursor)
+def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:
+    """Whether the delivery was suspended, and not before the host was last told to have the run delivered."""
+    report = cursor.report
+    return report.suspended is not None and report.updated_ns >= host.given_ns(run, backend)
 
 
-def _is_unavailable_since(run: RunDirectory, backend: str, started_ns: int, moment_ns: float) -> bool:
-    report = run.cursor(backend).report
-    since_ns = report.error_since_ns
-    return since_ns is not None and max(since_ns, started_ns) < moment_ns
+def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: float) -> bool:
+    cursor = one.run.cursor(one.backend)
+    if _is_complete(one, cursor):
+        if cursor.closed:
+            host.forget(one.run, one.backend)
+        return True
+    if has_given_up(host, one.run, one.backend, cursor) or not one.run.exists:
+        return True
+    unavailable_since_ns = cursor.report.error_since_ns
+    return unavailable_since_ns is not None and max(unavailable_since_ns, started_ns) < out_of_patience_ns
+
+
+def _is_complete(one: Awaited, cursor: Cursor) -> bool:
+    if one.mark is not None:
+        return cursor.has_passed(one.mark) and (cursor.closed or not one.end)
+    if not cursor.closed and cursor.ended_owner and cursor.ended_owner == cursor.owner:
+        return False
+    # Cheap on purpose, as this is asked many times a second: whether there is one more record, not how many.
+    reader = JournalReader(one.run.journal)
+    try:
+        if not reader.read(cursor.position, max_points=1).empty:
+            return False
+    finally:
+        reader.close()
+    return cursor.closed or cursor.owner == 0 or writer_is_alive(one.run.journal, cursor.owner)

@@ -1,0 +1,375 @@
+"""The command line: parses, calls, prints. What it has to say comes from the modules beside it.
+
+Thin and apart so that nothing is only possible here; each command imports what it needs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from trackhub.errors import TrackhubError
+
+if TYPE_CHECKING:
+    from trackhub.finding import Place
+    from trackhub.report import DeliveryReport
+    from trackhub.rundir import Manifest, RunDirectory
+
+INCOMPLETE = 1
+"""Exit code: something is not delivered, or the doctor found a problem."""
+
+WRONG = 2
+"""Exit code: what was asked for cannot be done; standard error says why."""
+
+
+class _Group(TyperGroup):
+    """Turns what may go wrong into one clean message and an exit code."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options, without showing those that install shell completion."""
+        parameters: Any = super().get_params(ctx)
+        for parameter in parameters:
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.hidden = True
+        return parameters
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # Whoever read this has seen enough (`| head`). Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(128 + 13) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (TrackhubError, OSError) as error:
+            _say(f"error: {error}")
+            raise typer.Exit(WRONG) from None
+
+
+app = typer.Typer(
+    name="trackhub",
+    cls=_Group,
+    help="Looks at the runs in a TRACKHUB_DIR, and delivers what is left of them.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print strict JSON, for programs.")]
+_Dir = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIRECTORY", help="Where the runs are. Default: TRACKHUB_DIR, or .trackhub here."),
+]
+_Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, the beginning of one, or the path of a run directory.")
+]
+
+
+def main() -> None:
+    """What `trackhub` and `python -m trackhub` run."""
+    app(prog_name="trackhub")
+
+
+@app.callback()
+def _trackhub(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from trackhub._version import VERSION
+
+        typer.echo(f"trackhub {VERSION}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        # With rich the help is printed right away, and there is nothing to give back.
+        if text := context.get_help():
+            typer.echo(text)
+        raise typer.Exit
+
+
+@app.command()
+def runs(
+    directory: _Dir = None,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=0, help="Only the N latest; 0 for all.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """List runs, the latest at the bottom, with what each backend has and lacks."""
+    from trackhub.finding import place_of
+    from trackhub.overview import in_family_order, overview
+
+    place = place_of(directory)
+    found = place.runs()
+    overviews = [overview(run) for run in (found[-last:] if last else found)]
+    _complain(place)
+    if as_json:
+        from trackhub.plainly import plain_overview
+
+        _put_json([plain_overview(one) for one in overviews])
+    elif not overviews:
+        _say(place.nothing())
+    else:
+        from trackhub.printing import Printer, print_runs
+
+        print_runs(Printer(), in_family_order(overviews))
+
+
+@app.command()
+def show(run: _Run, directory: _Dir = None, as_json: _Json = False) -> None:
+    """Show all a run holds: params, metrics, artifacts, and its delivery report."""
+    from trackhub.finding import find_run, place_of, sync_command
+    from trackhub.overview import overview
+    from trackhub.readout import read_run
+
+    found = find_run(run, place_of(directory))
+    one = overview(found)
+    readout = read_run(found.journal)
+    if as_json:
+        from trackhub.plainly import plain_readout
+
+        _put_json(plain_readout(one, readout))
+    else:
+        from trackhub.printing import Printer, print_run
+
+        print_run(Printer(), one, readout, one.report(sync_command(found)))
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run, with its child runs; default: all.")
+    ] = None,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Print delivery reports: what is not delivered, refused or changed. Exit code 1 if something is not delivered."""
+    from trackhub.finding import find_run, find_runs, place_of, sync_command
+    from trackhub.overview import in_family_order, overview
+    from trackhub.sync import with_families
+
+    place = place_of(directory)
+    one = None if run is None else find_run(run, place)
+    chosen = find_runs([], place) if one is None else _with_descendants(one, with_families([one]))
+    overviews = [overview(found) for found in chosen]
+    _complain(place)
+    reports = [(seen.manifest, seen.report(sync_command(seen.run))) for _, seen in in_family_order(overviews)]
+    if not reports:
+        _say(place.nothing())
+    _print_reports(reports, as_json=as_json, all_of_them=one is not None)
+    if not all(report.complete for _, report in reports):
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def sync(
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN|DIRECTORY]...", help="Runs, or directories that hold runs; default: all runs."),
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKEND", help="Deliver to this backend (may be repeated); default: to those of the run."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on, also with runs that come, until SIGTERM or Ctrl-C.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long to deliver at most; with --follow: after the signal (25)."
+        ),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How long to try a backend that is unavailable.")
+    ] = 30.0,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Deliver what is left. Exit code 0 if everything is complete, 1 if something is left."""
+    from trackhub.completing import complete, terminating_cleanly
+    from trackhub.finding import find_runs, place_of
+
+    names = [name.strip() for text in to for name in text.split(",") if name.strip()] if to else None
+    if follow:
+        _follow(which or [], names, 25.0 if timeout is None else timeout, directory, as_json=as_json)
+        return
+    place = place_of(directory)
+    chosen = find_runs(which or [], place)
+    _complain(place)
+    with terminating_cleanly():
+        result = complete(chosen, names, float("inf") if timeout is None else timeout, patience)
+    if not chosen:
+        _say(place.nothing())
+    for problem in result.refused:
+        _say(problem)
+    _print_reports(result.reports, as_json=as_json, all_of_them=True)
+    if not as_json:
+        if result.already:
+            typer.echo(f"{_counted(result.already, 'run')} already complete")
+        if result.without_backends:
+            ids = ", ".join(manifest.id for manifest in result.without_backends[:3])
+            typer.echo(
+                f"{_counted(len(result.without_backends), 'run')} without a backend ({ids}"
+                f"{', ...' if len(result.without_backends) > 3 else ''}): deliver with trackhub sync --to BACKEND"
+            )
+    if not result.complete or place.unreadable:
+        repeat = ["trackhub", "sync", *(which or []), *(part for name in names or () for part in ("--to", name))]
+        repeat += [] if directory is None else ["--dir", str(directory)]
+        _say(f"not everything is delivered; repeat with: {shlex.join(repeat)}")
+        raise typer.Exit(INCOMPLETE)
+
+
+def _follow(which: list[str], to: list[str] | None, grace: float, directory: Path | None, *, as_json: bool) -> None:
+    from trackhub.completing import stopping_politely
+    from trackhub.finding import place_of
+    from trackhub.rundir import RunDirectory
+    from trackhub.sync import follow
+
+    roots = [Path(text) for text in which] or [place_of(directory).root]
+    if len(roots) > 1 or RunDirectory(roots[0]).exists or (which and not roots[0].is_dir()):
+        raise TrackhubError("sync --follow takes one directory that holds runs, and delivers all that come there")
+    with stopping_politely() as stop:
+        _say(f"delivering the runs in {roots[0].absolute()}; Ctrl-C or SIGTERM ends it")
+        reports = follow(roots[0], to, _say, lambda: stop.asked, grace)
+    found = {report.run_id: RunDirectory(roots[0] / report.run_id) for report in reports}
+    _print_reports(
+        [(found[report.run_id].manifest, report) for report in reports if found[report.run_id].exists],
+        as_json=as_json,
+        all_of_them=False,
+    )
+    if not all(reports):
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def cat(
+    run: _Run,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Only this kind of record (may be repeated): metrics, params, artifact ..."),
+    ] = None,
+    directory: _Dir = None,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = True,  # noqa: ARG001 (it always is)
+) -> None:
+    """Print every record of a run as a line of JSON: its kind, its time (ISO 8601, UTC) and its fields.
+
+    JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity".
+    """
+    from trackhub.finding import find_run, place_of
+    from trackhub.journal import JournalReader
+    from trackhub.plainly import json_bytes, kinds_of, plain_record
+
+    found = find_run(run, place_of(directory))
+    wanted = kinds_of(part for text in kind for part in text.split(",")) if kind else None
+    out = sys.stdout.buffer
+    reader = JournalReader(found.journal)
+    try:
+        chunk = reader.read({})
+        while not chunk.empty:
+            records = chunk.records if wanted is None else (one for one in chunk.records if isinstance(one, wanted))
+            out.writelines(json_bytes(plain_record(record)) + b"\n" for record in records)
+            for place in chunk.damaged:
+                _say(f"damage in the journal: {place}")
+            chunk = reader.read(chunk.position)
+    finally:
+        reader.close()
+    out.flush()
+
+
+@app.command()
+def backends(directory: _Dir = None, as_json: _Json = False) -> None:  # noqa: ARG001 (taken by every command)
+    """List the backends that are installed, and what each can show."""
+    from trackhub.inventory import inventory
+
+    entries = inventory()
+    if as_json:
+        from dataclasses import asdict
+
+        _put_json([asdict(entry) for entry in entries])
+    else:
+        from trackhub.printing import Printer, print_backends
+
+        print_backends(Printer(), entries)
+
+
+@app.command()
+def doctor(
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BACKEND", help="Look at this backend (may be repeated); default: at those selected."),
+    ] = None,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Check what a run would need: settings and their sources, the directory, and each backend. Secrets are hidden."""
+    from trackhub.doctor import diagnose
+
+    diagnosis = diagnose({"dir": directory}, backend)
+    if as_json:
+        from dataclasses import asdict
+
+        _put_json({"healthy": diagnosis.healthy, **asdict(diagnosis)})
+    else:
+        from trackhub.printing import Printer, print_diagnosis
+
+        print_diagnosis(Printer(), diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _with_descendants(run: RunDirectory, family: list[RunDirectory]) -> list[RunDirectory]:
+    """A run and those of its family that are below it; parents come before their children in a family."""
+    below = {run.manifest.id}
+    for other in family:
+        if other.manifest.parent_id in below:
+            below.add(other.manifest.id)
+    return [other for other in family if other.manifest.id in below]
+
+
+def _print_reports(reports: list[tuple[Manifest, DeliveryReport]], *, as_json: bool, all_of_them: bool) -> None:
+    if as_json:
+        from trackhub.plainly import plain_report
+
+        _put_json([plain_report(report) for _, report in reports])
+        return
+    shown = [(manifest, report) for manifest, report in reports if all_of_them or report.remarkable]
+    if shown:
+        from trackhub.printing import Printer, print_reports
+
+        print_reports(Printer(), shown)
+    if len(shown) < len(reports):
+        typer.echo(f"{_counted(len(reports) - len(shown), 'run')} complete")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _complain(place: Place) -> None:
+    for problem in place.unreadable:
+        _say(problem)
+
+
+def _say(text: str) -> None:
+    """Tell the person, beside what is printed."""
+    from trackhub.formats import legible
+
+    typer.echo(legible(text), err=True)
+
+
+def _put_json(value: object) -> None:
+    from trackhub.plainly import json_bytes
+
+    sys.stdout.buffer.write(json_bytes(value, indent=2) + b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,158 @@
+"""Completing runs: what `trackhub sync` decides before and after the delivery itself.
+
+Apart from `sync.py` because this is for many runs at once, some of which are complete and some of which cannot be
+delivered at all: neither may keep the others waiting.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from trackhub.errors import TrackhubError
+from trackhub.finding import sync_command
+from trackhub.overview import Overview, overview
+from trackhub.report import DeliveryReport
+from trackhub.rundir import Manifest, RunDirectory
+
+
+@dataclass
+class Completion:
+    """What came of completing runs.
+
+    Args:
+        reports: Each run that was worked on, with how it stands now.
+        already: Number of runs that were complete before.
+        without_backends: Runs that no backend was chosen for.
+        refused: A sentence for each delivery that could not be begun.
+    """
+
+    reports: list[tuple[Manifest, DeliveryReport]] = field(default_factory=list)
+    already: int = 0
+    without_backends: list[Manifest] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to deliver."""
+        return not self.refused and all(report.complete for _, report in self.reports)
+
+
+def complete(
+    runs: Sequence[RunDirectory], to: Sequence[str] | None, timeout_seconds: float, patience_seconds: float
+) -> Completion:
+    """Deliver what is left of runs, and wait for it.
+
+    Args:
+        runs: The runs.
+        to: Backends to deliver to; default: those each run was given to.
+        timeout_seconds: How long to wait at most.
+        patience_seconds: How long a backend may be unavailable before it is given up for now.
+
+    Raises:
+        SettingsError: There is no backend called as `to` says.
+    """
+    result = Completion()
+    unfinished: list[Overview] = []
+    for run in runs:
+        one = overview(run, to)
+        if not one.standings:
+            result.without_backends.append(one.manifest)
+        elif one.complete:
+            result.already += 1
+        else:
+            unfinished.append(one)
+    if not unfinished:
+        return result
+    # Imported late: looking whether there is anything to do needs none of it.
+    from trackhub.plugins import find_backend
+    from trackhub.sync import sync, with_families
+
+    for name in to or ():
+        find_backend(name)
+    groups = _by_backends(unfinished, to, result)
+    if groups:
+        tried: dict[Path, tuple[RunDirectory, list[str] | None]] = {}
+        for names, group in groups.items():
+            # Where every backend of a run can be delivered to, its family is delivered to all of theirs.
+            all_of_them = to is None and all(list(names) == one.run.backends for one in group)
+            chosen = None if all_of_them else list(names)
+            sync([one.run for one in group], chosen, timeout_seconds, patience_seconds)
+            for run in with_families([one.run for one in group]):
+                tried.setdefault(run.path.absolute(), (run, chosen))
+        for run, chosen in tried.values():
+            now = overview(run, to if to is not None else chosen)
+            result.reports.append((now.manifest, now.report(sync_command(run))))
+    known = {manifest.id for manifest, _ in result.reports}
+    for one in unfinished:
+        if one.manifest.id not in known:
+            result.reports.append((one.manifest, one.report(sync_command(one.run))))
+    return result
+
+
+def _by_backends(
+    runs: Sequence[Overview], to: Sequence[str] | None, result: Completion
+) -> dict[tuple[str, ...], list[Overview]]:
+    """Runs grouped by the backends they can be delivered to; why others cannot is put into the result."""
+    from trackhub.sync import options_for
+
+    groups: dict[tuple[str, ...], list[Overview]] = {}
+    for one in runs:
+        possible = []
+        for name in to if to is not None else one.run.backends:
+            try:
+                options_for(one.run, name)
+                possible.append(name)
+            except TrackhubError as error:
+                result.refused.append(f"run {one.manifest.id} cannot be delivered to {name}: {error}")
+        if possible:
+            groups.setdefault(tuple(possible), []).append(one)
+    return groups
+
+
+class Stop:
+    """Whether a signal has asked to stop; the second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """What the signals do."""
+        if self.asked:
+            _interrupt(number, _frame)
+        self.asked = True
+
+
+@contextmanager
+def stopping_politely() -> Iterator[Stop]:
+    """Have SIGTERM and SIGINT ask to stop, the first time."""
+    stop = Stop()
+    with _signals(stop.on_signal):
+        yield stop
+
+
+@contextmanager
+def terminating_cleanly() -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does, so that delivery processes are ended with it."""
+    with _signals(_interrupt, signal.SIGTERM):
+        yield
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _signals(handler: object, *numbers: int) -> Iterator[None]:
+    earlier = {}
+    try:
+        for number in numbers or (signal.SIGTERM, signal.SIGINT):
+            earlier[number] = signal.signal(number, handler)  # type: ignore[arg-type]
+        yield
+    finally:
+        for number, action in earlier.items():
+            signal.signal(number, action)

@@ -1,0 +1,103 @@
+"""How a run stands, at a glance: status, duration, what it amounts to, and what each backend has and lacks.
+
+Apart from the delivery report because a list shows hundreds of runs: everything here comes from headers and cursors,
+and no record is decoded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trackhub.cursor import Cursor
+from trackhub.journal import writer_is_alive
+from trackhub.records import RunStatus
+from trackhub.report import BackendStanding, DeliveryReport
+from trackhub.rundir import Manifest, RunDirectory
+from trackhub.skim import Skim, skim
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One run at a glance.
+
+    Args:
+        run: Its directory.
+        manifest: Who it is.
+        status: A run whose process vanished is "killed".
+        amount: What its journal amounts to.
+        standings: One a backend.
+    """
+
+    run: RunDirectory
+    manifest: Manifest
+    status: RunStatus
+    amount: Skim
+    standings: tuple[BackendStanding, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every backend has everything."""
+        return all(standing.complete for standing in self.standings)
+
+    @property
+    def ended_ns(self) -> int | None:
+        """When it ended; for a run whose process vanished, when it last wrote; None while it runs."""
+        if self.status == "running":
+            return None
+        return self.amount.ended_ns or self.amount.last_time_ns or self.manifest.created_ns
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long it took, or has taken until now."""
+        ended_ns = self.ended_ns
+        return max((time.time_ns() if ended_ns is None else ended_ns) - self.manifest.created_ns, 0) / 1e9
+
+    def report(self, command: str) -> DeliveryReport:
+        """The delivery report, with the command that delivers the rest."""
+        return DeliveryReport(self.manifest.id, command, self.standings)
+
+
+def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overview:
+    """Look at a run.
+
+    Args:
+        run: The run.
+        backends: Only how it stands with these; default: all it was given to.
+
+    Raises:
+        JournalError: It cannot be read.
+    """
+    manifest = run.manifest
+    # The cursors first: what is written meanwhile then counts as not delivered, never the other way round.
+    cursors = {name: run.cursor(name) for name in (run.backends if backends is None else backends)}
+    amount = skim(run.journal)
+    status: RunStatus = "killed"
+    if amount.ended is not None:
+        status = amount.ended
+    elif amount.owner and writer_is_alive(run.journal, amount.owner):
+        status = "running"
+    standings = tuple(_standing(run, name, cursor, amount, status) for name, cursor in cursors.items())
+    return Overview(run, manifest, status, amount, standings)
+
+
+def _standing(run: RunDirectory, name: str, cursor: Cursor, amount: Skim, status: RunStatus) -> BackendStanding:
+    undelivered = skim(run.journal, cursor.position).records if cursor.position else amount.records
+    return BackendStanding(name, cursor, undelivered, not undelivered and (cursor.closed or status == "running"))
+
+
+def in_family_order(runs: Sequence[Overview]) -> list[tuple[int, Overview]]:
+    """Runs with their children below them, each with its depth; in the order given otherwise."""
+    known = {one.manifest.id for one in runs}
+    children: dict[str | None, list[Overview]] = {}
+    for one in runs:
+        parent = one.manifest.parent_id
+        children.setdefault(parent if parent in known else None, []).append(one)
+    ordered: list[tuple[int, Overview]] = []
+    waiting = [(0, one) for one in reversed(children.get(None, []))]
+    while waiting:
+        depth, one = waiting.pop()
+        ordered.append((depth, one))
+        waiting += [(depth + 1, child) for child in reversed(children.get(one.manifest.id, []))]
+    return ordered

@@ -1,0 +1,335 @@
+"""How the command line looks: tables, sparklines, times and numbers for people, in a terminal or a pipe.
+
+Apart from the commands so that they stay thin, and so that rich is imported only by a command that prints a table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trackhub.formats import ago, legible, local_time, number, size, span, sparkline
+
+if TYPE_CHECKING:
+    from trackhub.doctor import Diagnosis, Value
+    from trackhub.inventory import BackendEntry
+    from trackhub.overview import Overview
+    from trackhub.readout import MetricSummary, Readout, ValueSummary
+    from trackhub.report import BackendStanding, DeliveryReport
+    from trackhub.rundir import Manifest
+
+WIDE_COLUMNS = 116
+"""From this width on there is room for everything about a run on one line."""
+
+_STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
+
+
+class Printer:
+    """Prints on standard output: at the terminal's width, or unbounded and without padding into a pipe."""
+
+    def __init__(self) -> None:
+        self.to_terminal = sys.stdout.isatty()
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        if not self.to_terminal:
+            self._console = Console(
+                highlight=False, markup=False, emoji=False, color_system=None, force_terminal=False, width=10_000
+            )
+
+    @property
+    def wide(self) -> bool:
+        """Whether there is room for everything about a run on one line."""
+        return self._console.width >= WIDE_COLUMNS
+
+    def line(self, text: str | Text = "", style: str = "") -> None:
+        """Print a line."""
+        self._console.print(Text(legible(text), style=style) if isinstance(text, str) else text, soft_wrap=True)
+
+    def table(self, table: Table, indent: int = 0) -> None:
+        """Print a table."""
+        from rich.padding import Padding
+
+        if self.to_terminal:
+            self._console.print(Padding(table, (0, 0, 0, indent), expand=False))
+            return
+        with self._console.capture() as captured:
+            self._console.print(table)
+        lines = [(" " * indent + line).rstrip() for line in captured.get().splitlines()]
+        self._console.out("\n".join(lines), highlight=False)
+
+
+def _grid(*columns: tuple[str, str], header: bool = True) -> Table:
+    """A table without lines; each column has a heading and "left", "right" or "fold" (left, and may break)."""
+    table = Table(box=None, pad_edge=False, show_header=header, header_style="dim", padding=(0, 2, 0, 0))
+    for heading, kind in columns:
+        table.add_column(
+            heading, justify="right" if kind == "right" else "left", no_wrap=kind != "fold", overflow="fold"
+        )
+    return table
+
+
+def _cell(value: object, style: str = "") -> Text:
+    return Text(legible(str(value)), style=style)
+
+
+# --- runs
+
+
+def print_runs(printer: Printer, runs: Sequence[tuple[int, Overview]]) -> None:
+    """Print runs, each with its depth below its parents: a line each, or two where a line is short."""
+    if not printer.wide:
+        _print_runs_in_two_lines(printer, runs)
+        return
+    table = _grid(("RUN", "left"), ("NAME", "fold"), ("PROJECT", "fold"), *_RUN_COLUMNS, ("BACKENDS", "fold"))
+    for depth, one in runs:
+        name, project = one.manifest.name, one.manifest.project
+        table.add_row(
+            _cell("  " * depth + one.manifest.id, "bold"),
+            _cell("" if name == one.manifest.id else name),
+            _cell(project),
+            *_run_cells(printer, one),
+            _standings_text(one, shorten=printer.to_terminal),
+        )
+    printer.table(table)
+
+
+_RUN_COLUMNS = (("STATUS", "left"), ("STARTED", "left"), ("TOOK", "right"), ("STEP", "right"), ("POINTS", "right"))
+
+
+def _run_cells(printer: Printer, one: Overview) -> list[Text]:
+    started_ns, amount = one.manifest.created_ns, one.amount
+    return [
+        _cell(one.status, _STYLES[one.status]),
+        _cell(ago(started_ns) if printer.to_terminal else local_time(started_ns)),
+        _cell(span(one.duration_seconds)),
+        _cell("" if amount.last_step is None else f"{amount.last_step:,}"),
+        _cell(f"{amount.points:,}"),
+    ]
+
+
+def _print_runs_in_two_lines(printer: Printer, runs: Sequence[tuple[int, Overview]]) -> None:
+    columns = (("RUN", "left"), *_RUN_COLUMNS)
+    rows = [[_cell("  " * depth + one.manifest.id, "bold"), *_run_cells(printer, one)] for depth, one in runs]
+    widths = [max([len(head), *(row[at].cell_len for row in rows)]) for at, (head, _) in enumerate(columns)]
+
+    def joined(cells: Sequence[Text]) -> Text:
+        for cell, width, (_, kind) in zip(cells, widths, columns, strict=True):
+            cell.align("right" if kind == "right" else "left", width)
+        return Text("  ").join(cells)
+
+    printer.line(joined([Text(head, style="dim") for head, _ in columns]))
+    for (depth, one), row in zip(runs, rows, strict=True):
+        printer.line(joined(row))
+        below = Text("  " * (depth + 1))
+        if one.manifest.name != one.manifest.id:
+            below.append(legible(one.manifest.name) + "  ")
+        below.append(legible(one.manifest.project) + "  ", style="dim")
+        below.append_text(_standings_text(one, shorten=printer.to_terminal))
+        printer.line(below)
+
+
+def _standings_text(one: Overview, *, shorten: bool) -> Text:
+    if not one.standings:
+        return Text("journal only", style="dim")
+    return Text("  ").join(_standing_text(standing, shorten=shorten) for standing in one.standings)
+
+
+def _standing_text(standing: BackendStanding, *, shorten: bool) -> Text:
+    report = standing.cursor.report
+    to_go = f"{standing.undelivered:,} to go" if standing.undelivered else "only its end to go"
+
+    def brief(message: str) -> str:
+        message = " ".join(legible(message).split())
+        return message[:59] + "…" if shorten and len(message) > 60 else message
+
+    if standing.complete:
+        text = Text(f"{standing.backend} ✓", style="green")
+    elif report.suspended:
+        text = Text(f"{standing.backend} gave up, {to_go}: {brief(report.suspended)}", style="red")
+    elif report.error:
+        text = Text(f"{standing.backend} unavailable, {to_go}: {brief(report.error)}", style="yellow")
+    else:
+        text = Text(f"{standing.backend} {to_go}", style="yellow")
+    if report.rejected:
+        text.append(f" ({report.rejected:,} rejected)", style="red")
+    return text
+
+
+def print_run(printer: Printer, one: Overview, readout: Readout, report: DeliveryReport) -> None:
+    """Print all a run holds."""
+    manifest, amount = one.manifest, one.amount
+    head = Text(legible(manifest.id), style="bold")
+    head.append(f"  {legible(manifest.name)}" if manifest.name != manifest.id else "", style="bold")
+    head.append(f"  {one.status}", style=_STYLES[one.status])
+    printer.line(head)
+    printer.line(
+        f"project {manifest.project}, started {local_time(manifest.created_ns)} ({ago(manifest.created_ns)}), "
+        f"{'running for' if one.status == 'running' else 'took'} {span(one.duration_seconds)}, "
+        f"{amount.points:,} points in {amount.records:,} records"
+    )
+    if manifest.parent_id:
+        printer.line(f"child of {manifest.parent_id}")
+    printer.line(str(one.run.path.absolute()), style="dim")
+    if amount.error:
+        printer.line()
+        printer.line(f"ended by {amount.error}", style="red")
+    _print_pairs(printer, "params", readout.params)
+    _print_pairs(printer, "tags", readout.tags)
+    if readout.metrics:
+        _heading(printer, "metrics")
+        printer.table(_metrics_table(list(readout.metrics.values()), 40 if printer.wide else 12), indent=2)
+    if readout.values:
+        _heading(printer, "artifacts and rich values")
+        printer.table(_values_table(readout.values), indent=2)
+    if readout.values_left_out:
+        printer.line(f"  and {readout.values_left_out:,} more under other names")
+    _heading(printer, "backends")
+    print_report(printer, report, indent=2)
+    for place in readout.damaged:
+        printer.line(f"damage in the journal: {place}", style="red")
+
+
+def _heading(printer: Printer, text: str) -> None:
+    printer.line()
+    printer.line(text, style="bold")
+
+
+def _print_pairs(printer: Printer, heading: str, pairs: Mapping[str, object]) -> None:
+    if not pairs:
+        return
+    _heading(printer, heading)
+    table = _grid(("", "fold"), ("", "fold"), header=False)
+    for name, value in pairs.items():
+        table.add_row(_cell(name), _cell(value))
+    printer.table(table, indent=2)
+
+
+def _metrics_table(metrics: Sequence[MetricSummary], bars: int) -> Table:
+    table = _grid(
+        ("", "fold"), ("LAST", "right"), ("STEP", "right"), ("MIN", "right"), ("MAX", "right"), ("VALUES", "right"),
+        ("", "left"),
+    )  # fmt: skip
+    for one in metrics:
+        table.add_row(
+            _cell(one.name),
+            _cell(number(one.last), "bold"),
+            _cell(f"{one.last_step:,}"),
+            _cell(number(one.minimum)),
+            _cell(number(one.maximum)),
+            _cell(f"{one.count:,}"),
+            _cell(sparkline([value for _, value in one.series], bars), "cyan"),
+        )
+    return table
+
+
+def _values_table(values: Sequence[ValueSummary]) -> Table:
+    table = _grid(("", "left"), ("", "fold"), ("", "left"), ("", "right"), ("", "fold"), header=False)
+    for one in values:
+        times = "" if one.count == 1 else f"{one.count:,} times"
+        if one.steps is not None:
+            first, last = one.steps
+            times = f"step {last:,}" if one.count == 1 else f"{one.count:,} times, steps {first:,} to {last:,}"
+        table.add_row(
+            _cell(one.kind, "dim"),
+            _cell(one.name),
+            _cell(times),
+            _cell("" if one.path is None else size(one.size_bytes)),
+            _cell(one.detail, "dim"),
+        )
+    return table
+
+
+# --- reports
+
+
+def print_report(printer: Printer, report: DeliveryReport, indent: int = 0) -> None:
+    """Print a delivery report: each backend's sentences, where to look at the run, and what delivers the rest."""
+    margin = " " * indent
+    if not report.standings:
+        printer.line(f"{margin}none: the run is in its directory alone")
+    for standing in report.standings:
+        first, *others = standing.sentences()
+        mark, style = ("✓", "green") if standing.complete else ("…", "yellow")
+        if standing.cursor.report.suspended:
+            mark, style = "✗", "red"
+        line = Text(margin)
+        line.append(f"{mark} ", style=style).append(legible(first))
+        printer.line(line)
+        for sentence in others:
+            printer.line(f"{margin}  {sentence}", style="yellow")
+        if standing.cursor.link:
+            printer.line(f"{margin}  {standing.cursor.link}", style="blue")
+    if not report.complete:
+        printer.line(f"{margin}deliver the rest with: {report.command}", style="bold")
+
+
+def print_reports(printer: Printer, runs: Sequence[tuple[Manifest, DeliveryReport]]) -> None:
+    """Print delivery reports, each under the name of its run."""
+    for at, (manifest, report) in enumerate(runs):
+        if at:
+            printer.line()
+        head = Text(legible(manifest.id), style="bold")
+        head.append(f"  {legible(manifest.name)}" if manifest.name != manifest.id else "")
+        printer.line(head)
+        print_report(printer, report, indent=2)
+
+
+# --- backends and the doctor
+
+
+def print_backends(printer: Printer, entries: Sequence[BackendEntry]) -> None:
+    """Print what is installed and what each backend shows."""
+    for at, one in enumerate(entries):
+        if at:
+            printer.line()
+        head = Text(legible(one.name), style="bold")
+        head.append(f"  {legible(one.version)}" if one.version else "")
+        printer.line(head)
+        if one.error is not None:
+            printer.line(f"  ✗ cannot be used: {one.error}", style="red")
+            continue
+        if one.missing is not None:
+            printer.line(f"  ! not installed: {one.missing}", style="yellow")
+        for showing, label in (
+            ("native", "shows"),
+            ("lowered", "shows in a simpler form"),
+            ("not shown", "no place for"),
+        ):
+            kinds = [kind.replace("_", " ") for kind, how in one.kinds.items() if how == showing]
+            if kinds:
+                printer.line(f"  {label}: {', '.join(kinds)}")
+        if one.options:
+            printer.line(f"  options: {', '.join(one.options)}")
+
+
+def print_diagnosis(printer: Printer, diagnosis: Diagnosis) -> None:
+    """Print what the doctor found."""
+    if diagnosis.settings:
+        printer.line("settings", style="bold")
+        _print_values(printer, diagnosis.settings)
+        printer.line(
+            f"  settings file: {diagnosis.file or 'none found (trackhub.toml, or pyproject.toml with [tool.trackhub])'}"
+        )
+    for backend, values in diagnosis.options.items():
+        if values:
+            _heading(printer, f"options of {backend}")
+            _print_values(printer, values)
+    _heading(printer, "findings")
+    for finding in diagnosis.findings:
+        mark, style = _MARKS[finding.state]
+        line = Text("  ")
+        line.append(mark, style=style).append(f" {finding.what}: {legible(finding.text)}")
+        printer.line(line)
+
+
+def _print_values(printer: Printer, values: Sequence[Value]) -> None:
+    table = _grid(("", "left"), ("", "fold"), ("", "fold"), header=False)
+    for one in values:
+        where = "" if one.source == "default" else f"from {one.source}"
+        table.add_row(_cell(one.name), _cell(one.value or "-"), _cell(where or "default", "dim"))
+    printer.table(table, indent=2)

@@ -1,0 +1,215 @@
+"""Small backends of our own for the tests of delivery: what they are given they write to a file, a JSON line a call.
+
+In-process tests hand them a `Script`; delivery processes find them as a plugin (see `install_plugins`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import trackhub
+from trackhub import Backend, BackendOptions, BackendUnavailable, OpenedRun, RecordRejected, RunInfo
+from trackhub.records import EndStatus, MetricsLogged, Record
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Script:
+    """What goes wrong, and when.
+
+    Args:
+        failures: Method -> what its calls raise, one after the other; None for a call that works.
+        is_bad: Which records are refused for ever; asked for each metric alone, too.
+        checkpoints: What `checkpoint` gives, one after the other.
+        notes: Method -> notes its calls add.
+    """
+
+    failures: dict[str, list[BaseException | None]] = field(default_factory=dict)
+    is_bad: Callable[[Record], bool] = lambda record: False
+    checkpoints: list[Mapping[str, Any]] = field(default_factory=list)
+    notes: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+
+
+class LinesOptions(BackendOptions):
+    path: str = ""
+    state: str = ""
+
+
+class LinesBackend(Backend):
+    """Shows params, metrics, tags and artifacts."""
+
+    name = "lines"
+    Options = LinesOptions
+
+    def __init__(self, options: LinesOptions, script: Script | None = None) -> None:
+        super().__init__(options)
+        self.script = script or Script()
+
+    def _call(self, method: str, records: Sequence[Record] = (), **more: Any) -> None:
+        for note in self.script.notes.get(method, []):
+            self.notes.add(*note)
+        failures = self.script.failures.get(method)
+        failure = failures.pop(0) if failures else None
+        if failure is not None:
+            raise failure
+        if any(self.script.is_bad(record) for record in records):
+            raise RecordRejected(f"one of {len(records)} is bad")
+        line = {"call": method, "records": [_plain(record) for record in records], **more}
+        with Path(self.options.path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        self._call("open", run=run.id, attempt=run.attempt, parent=run.parent_remote_id, state=dict(state))
+        return OpenedRun(remote_id=f"remote-{run.id}", link=f"lines:{run.id}", state={"opened": True})
+
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        return self.script.checkpoints.pop(0) if self.script.checkpoints else None
+
+    def close(self, status: EndStatus) -> None:
+        self._call("close", status=status)
+
+    def disconnect(self) -> None:
+        self._call("disconnect")
+
+    def write_params(self, params: Sequence[Any]) -> None:
+        self._call("write_params", params)
+
+    def write_metrics(self, points: Sequence[Any]) -> None:
+        self._call("write_metrics", points)
+
+    def write_tags(self, tags: Sequence[Any]) -> None:
+        self._call("write_tags", tags)
+
+    def write_artifacts(self, artifacts: Sequence[Any]) -> None:
+        self._call("write_artifacts", artifacts)
+
+
+class MetricsOnlyBackend(Backend):
+    """Has no place for anything but metrics."""
+
+    name = "metrics_only"
+    Options = LinesOptions
+    written: list[MetricsLogged]
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        self.written = []
+        return OpenedRun()
+
+    def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
+        self.written.extend(points)
+
+
+class OrderedBackend(LinesBackend):
+    """Wants records of different kinds in the order they were logged."""
+
+    name = "ordered"
+    keeps_order = True
+
+
+class SleepingBackend(LinesBackend):
+    """A black hole: never comes back."""
+
+    name = "sleeping"
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        while True:
+            time.sleep(3600)
+
+
+class RaisingBackend(LinesBackend):
+    """A bug in `open`."""
+
+    name = "raising"
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        raise KeyError("a bug of the plugin")
+
+
+class ExitingBackend(LinesBackend):
+    """Takes its process along when it is given metrics."""
+
+    name = "exiting"
+
+    def write_metrics(self, points: Sequence[Any]) -> None:
+        os._exit(3)
+
+
+class UnavailableBackend(LinesBackend):
+    """Is unavailable as long as the file `options.path` is not there; then it writes to it."""
+
+    name = "unavailable"
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        if not Path(self.options.path).exists():
+            raise BackendUnavailable("the vendor does not answer")
+        return super().open(run, state)
+
+
+class SpyBackend(LinesBackend):
+    """Says what its process has: open descriptors, their number, where its standard streams lead."""
+
+    name = "spy"
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        descriptors = {}
+        for entry in os.listdir("/proc/self/fd"):
+            try:
+                descriptors[entry] = os.readlink(f"/proc/self/fd/{entry}")
+            except FileNotFoundError:
+                continue
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        self._call("spy", pid=os.getpid(), descriptors=descriptors, status=status)
+        return super().open(run, state)
+
+
+BACKENDS = [
+    LinesBackend,
+    MetricsOnlyBackend,
+    OrderedBackend,
+    SleepingBackend,
+    RaisingBackend,
+    ExitingBackend,
+    UnavailableBackend,
+    SpyBackend,
+]
+
+
+@trackhub.hookimpl
+def trackhub_backends() -> list[type[Backend]]:
+    return list(BACKENDS)
+
+
+def install_plugins(directory: Path) -> None:
+    """Make the backends of this module known to every process that has `directory` on its path, and a broken plugin."""
+    metadata = directory / "trackhub_test_plugins-1.2.3.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: trackhub-test-plugins\nVersion: 1.2.3\n", encoding="utf-8"
+    )
+    names = "".join(f"{backend.name} = {__name__}\n" for backend in BACKENDS)
+    (metadata / "entry_points.txt").write_text(
+        f"[trackhub]\n{names}broken = broken_plugin_of_a_stranger\n", encoding="utf-8"
+    )
+    (directory / "broken_plugin_of_a_stranger.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
+
+
+def calls_in(path: Path) -> list[dict[str, Any]]:
+    """What a backend was called with; a line that is being written does not count yet."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(msgspec.json.encode(msgspec.structs.asdict(record)))
+    return plain

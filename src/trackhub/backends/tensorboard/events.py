@@ -95,7 +95,7 @@ class EventMaker:
         other runs without their own params and metrics. Where there is none it finds both by itself.
         """
         content = self._hparams_type()
-        content.session_start_info.start_time_secs = created_ns / 1e9
+        content.session_start_info.start_time_secs = created_ns / 10**9
         fields = content.session_start_info.hparams
         for name, value in params.items():
             if isinstance(value, bool):
@@ -111,7 +111,7 @@ class EventMaker:
         content = self._hparams_type()
         content.session_end_info.status = status
         if status != RUNNING:
-            content.session_end_info.end_time_secs = time_ns / 1e9
+            content.session_end_info.end_time_secs = time_ns / 10**9
         return self._hparams(time_ns, _SESSION_END, content)
 
     def _tag(self, kind: str, name: str) -> str:
@@ -159,7 +159,8 @@ class EventMaker:
         return self._bytes(event)
 
     def _new(self, time_ns: int, step: int) -> Any:
-        return self._event_type(wall_time=time_ns / 1e9, step=step)
+        # Divided as integers, which rounds once: a float of so many nanoseconds is off by up to 128 of them.
+        return self._event_type(wall_time=time_ns / 10**9, step=step)
 
     @staticmethod
     def _bytes(event: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Writes the pages that say what the code says: the settings, and what each backend supports.
+"""Writes the pages that say what the code says: the settings, what each backend supports, and the commands.
 
     python docs/generate.py            write them
     python docs/generate.py --check    say which are out of date, and fail
@@ -15,19 +15,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import typer
+import typer.main
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
-from trackhub import lowering, plugins, settings
+from trackhub import cli, lowering, plugins, settings
 from trackhub.backend import Backend, VendorVariable
 
 HERE = Path(__file__).parent
-NOTE = "<!-- Written by docs/generate.py: change settings.py or a backend's Options instead. -->"
+NOTE = "<!-- Written by docs/generate.py: change settings.py, a backend or cli.py instead. -->"
 
 
 def pages() -> dict[Path, str]:
     """Path below docs/ -> what the page must say."""
-    return {Path("settings.md"): settings_page(), Path("backends/index.md"): backends_page()}
+    return {
+        Path("settings.md"): settings_page(),
+        Path("backends/index.md"): backends_page(),
+        Path("commands.md"): commands_page(),
+    }
 
 
 def settings_page() -> str:
@@ -107,6 +114,33 @@ def backends_page() -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """Every command of the command line, with its options."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    lines = [
+        "# Commands",
+        NOTE,
+        "",
+        f"{group.help} `python -m trackhub` is the same, for where the script is not on the path.",
+        "",
+    ]
+    for name, command in group.commands.items():
+        parameters = [one for one in command.params if not getattr(one, "hidden", False)]
+        given = [one for one in parameters if one.param_type_name == "argument"]
+        lines += [f"## trackhub {' '.join([name, *(str(one.metavar) for one in given)])}", ""]
+        lines += [_with_code(command.help or ""), ""]
+        for one in parameters:
+            shown = str(one.metavar).strip("[].") if one in given else f"{one.opts[0]} {one.metavar or ''}".strip()
+            lines += [f"`{shown}`", f": {_with_code(getattr(one, 'help', ''))}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _with_code(text: str) -> str:
+    """Help is written for terminals; in a page, what is code is marked."""
+    return re.sub(r"(?<!\w)(--[a-z]+|TRACKHUB_[A-Z]+|\.trackhub)\b", r"`\1`", text)
 
 
 def _built_in() -> list[type[Backend]]:

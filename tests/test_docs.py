@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -177,6 +178,36 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_the_examples_in_docstrings_are_true(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "quoted"),
+    [
+        ({"backends": "tensorbord"}, "no backend is called 'tensorbord'; did you mean 'tensorboard'?"),
+        ({"backends": "tensorboard", "tensorboard": {"logdri": "x"}}, "has no option 'logdri'; did you mean 'logdir'?"),
+        ({"mode": "onlin"}, "mode = 'onlin' is not accepted"),
+        ({"backend": "mlflow"}, "init() has no argument 'backend'"),
+        (
+            {"backends": "mlflow", "mlflow": {"tracking_uri": "./mlruns"}},
+            "mlflow tracking_uri './mlruns' is a directory, which MLflow no longer writes to",
+        ),
+    ],
+)
+def test_what_init_refuses_is_refused_in_the_words_of_the_troubleshooting_page(
+    arguments: dict[str, Any], quoted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((trackhub.SettingsError, TypeError)) as refusal:
+        trackhub.init(**arguments)
+    assert quoted in str(refusal.value)
+    assert quoted in (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tests_that_the_readme_names_for_its_promises_exist() -> None:
+    named = re.findall(r"`(tests/[\w./]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_every_decision_is_listed_and_has_the_four_parts() -> None:

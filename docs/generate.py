@@ -68,8 +68,7 @@ def settings_page() -> str:
         "",
     ]
     for name, info in settings.Settings.model_fields.items():
-        argument = "finish_timeout" if name == "finish_timeout_seconds" else name
-        lines += _entry(argument, info, settings.variable_of(name))
+        lines += _entry(name, info, settings.variable_of(name))
     lines += [
         "## Of a backend",
         "",

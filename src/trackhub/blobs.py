@@ -31,6 +31,7 @@ class BlobStore:
         self._prefix = prefix
         self._count = 0
         self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._unsynced: list[Path] = []
 
     def store(self, content: bytes, suffix: str, media_type: str) -> StoredFile:
@@ -83,17 +84,19 @@ class BlobStore:
 
     def sync(self) -> None:
         """Make the snapshots survive a power failure too; called off the training thread."""
-        while self._unsynced:
-            path = self._unsynced[0]
-            for file in _files_below(path) if path.is_dir() else [path]:
-                # A delivery that has passed it may have freed it.
-                with suppress(FileNotFoundError):
-                    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        os.fdatasync(descriptor)
-                    finally:
-                        os.close(descriptor)
-            del self._unsynced[0]
+        # The thread that syncs every second and the one that ends the run may come at the same time.
+        with self._sync_lock:
+            while self._unsynced:
+                path = self._unsynced[0]
+                for file in _files_below(path) if path.is_dir() else [path]:
+                    # A delivery that has passed it may have freed it.
+                    with suppress(FileNotFoundError):
+                        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                        try:
+                            os.fdatasync(descriptor)
+                        finally:
+                            os.close(descriptor)
+                del self._unsynced[0]
 
     def _next_name(self) -> str:
         with self._lock:

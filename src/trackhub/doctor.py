@@ -93,6 +93,8 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
         diagnosis.settings.append(Value(name, _shown(name, text), loaded.sources[name]))
     diagnosis.findings.extend(_look_at_directory(Path.cwd() / chosen.dir))
     names = list(dict.fromkeys(chosen.backends if backends is None else backends))
+    # Each has its place now: they come back in any order.
+    diagnosis.options.update({name: [] for name in names})
     # Each vendor may take seconds to answer, so they are asked side by side; what a plugin raises stays in its future.
     with ThreadPoolExecutor(max(len(names), 1), thread_name_prefix="trackhub-doctor") as pool:
         secrets: list[str] = []

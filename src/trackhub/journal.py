@@ -389,8 +389,7 @@ class JournalWriter:
         """
         if self._ended or self._closed:
             raise RunFinishedError("the run has ended: its journal takes no more records")
-        # No call before the old segment is closed to whoever comes between: readers take it for complete as soon as they
-        # see the next one.
+        # No call before the old segment is closed: readers take it for complete as soon as they see the next one.
         old, number = self._segment, self._next_number
         old.used = self._position
         self._limit = 0
@@ -690,7 +689,7 @@ class JournalReader:
         self,
         position: Mapping[str, Iterable[int]],
         *,
-        max_points: int = 20_000,
+        max_points: int = 5_000,
         max_bytes: int = 4 << 20,
         only: int | None = None,
     ) -> Chunk:

@@ -85,7 +85,7 @@ def _load(name: str) -> type[Backend]:
     if not entries:
         known = backend_names()
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise UnknownBackendError(
             f"no backend is called {name!r}{hint} Installed backends: {', '.join(known)}. "
             "A plugin package brings others once it is installed beside trackhub."

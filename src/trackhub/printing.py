@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -50,10 +51,17 @@ class Printer:
         """Print a line."""
         self._console.print(Text(legible(text), style=style) if isinstance(text, str) else text, soft_wrap=True)
 
+    def sentence(self, text: str | Text, indent: int = 0, style: str = "") -> None:
+        """Print a line that a terminal breaks between words, all of it indented; in a pipe it stays one line."""
+        if isinstance(text, str):
+            text = Text(legible(text), style=style)
+        if self.to_terminal:
+            self._console.print(Padding(text, (0, 0, 0, indent), expand=False))
+        else:
+            self.line(Text(" " * indent).append_text(text))
+
     def table(self, table: Table, indent: int = 0) -> None:
         """Print a table."""
-        from rich.padding import Padding
-
         if self.to_terminal:
             self._console.print(Padding(table, (0, 0, 0, indent), expand=False))
             return
@@ -125,12 +133,12 @@ def _print_runs_in_two_lines(printer: Printer, runs: Sequence[tuple[int, Overvie
     printer.line(joined([Text(head, style="dim") for head, _ in columns]))
     for (depth, one), row in zip(runs, rows, strict=True):
         printer.line(joined(row))
-        below = Text("  " * (depth + 1))
+        below = Text()
         if one.manifest.name != one.manifest.id:
             below.append(legible(one.manifest.name) + "  ")
         below.append(legible(one.manifest.project) + "  ", style="dim")
         below.append_text(_standings_text(one, shorten=printer.to_terminal))
-        printer.line(below)
+        printer.sentence(below, indent=2 * depth + 2)
 
 
 def _standings_text(one: Overview, *, shorten: bool) -> Text:
@@ -167,7 +175,7 @@ def print_run(printer: Printer, one: Overview, readout: Readout, report: Deliver
     head.append(f"  {legible(manifest.name)}" if manifest.name != manifest.id else "", style="bold")
     head.append(f"  {one.status}", style=_STYLES[one.status])
     printer.line(head)
-    printer.line(
+    printer.sentence(
         f"project {manifest.project}, started {local_time(manifest.created_ns)} ({ago(manifest.created_ns)}), "
         f"{'running for' if one.status == 'running' else 'took'} {span(one.duration_seconds)}, "
         f"{amount.points:,} points in {amount.records:,} records"
@@ -177,7 +185,7 @@ def print_run(printer: Printer, one: Overview, readout: Readout, report: Deliver
     printer.line(str(one.run.path.absolute()), style="dim")
     if amount.error:
         printer.line()
-        printer.line(f"ended by {amount.error}", style="red")
+        printer.sentence(f"ended by {amount.error}", style="red")
     _print_pairs(printer, "params", readout.params)
     _print_pairs(printer, "tags", readout.tags)
     if readout.metrics:
@@ -257,11 +265,9 @@ def print_report(printer: Printer, report: DeliveryReport, indent: int = 0) -> N
         mark, style = ("✓", "green") if standing.complete else ("…", "yellow")
         if standing.cursor.report.suspended:
             mark, style = "✗", "red"
-        line = Text(margin)
-        line.append(f"{mark} ", style=style).append(legible(first))
-        printer.line(line)
+        printer.sentence(Text(f"{mark} ", style=style).append(legible(first), style="default"), indent)
         for sentence in others:
-            printer.line(f"{margin}  {sentence}", style="yellow")
+            printer.sentence(sentence, indent + 2, style="yellow")
         if standing.cursor.link:
             printer.line(f"{margin}  {standing.cursor.link}", style="blue")
     if not report.complete:
@@ -291,10 +297,10 @@ def print_backends(printer: Printer, entries: Sequence[BackendEntry]) -> None:
         head.append(f"  {legible(one.version)}" if one.version else "")
         printer.line(head)
         if one.error is not None:
-            printer.line(f"  ✗ cannot be used: {one.error}", style="red")
+            printer.sentence(f"✗ cannot be used: {one.error}", indent=2, style="red")
             continue
         if one.missing is not None:
-            printer.line(f"  ! not installed: {one.missing}", style="yellow")
+            printer.sentence(f"! not installed: {one.missing}", indent=2, style="yellow")
         for showing, label in (
             ("native", "shows"),
             ("lowered", "shows in a simpler form"),
@@ -302,9 +308,9 @@ def print_backends(printer: Printer, entries: Sequence[BackendEntry]) -> None:
         ):
             kinds = [kind.replace("_", " ") for kind, how in one.kinds.items() if how == showing]
             if kinds:
-                printer.line(f"  {label}: {', '.join(kinds)}")
+                printer.sentence(f"{label}: {', '.join(kinds)}", indent=2)
         if one.options:
-            printer.line(f"  options: {', '.join(one.options)}")
+            printer.sentence(f"options: {', '.join(one.options)}", indent=2)
 
 
 def print_diagnosis(printer: Printer, diagnosis: Diagnosis) -> None:
@@ -315,16 +321,17 @@ def print_diagnosis(printer: Printer, diagnosis: Diagnosis) -> None:
         printer.line(
             f"  settings file: {diagnosis.file or 'none found (trackhub.toml, or pyproject.toml with [tool.trackhub])'}"
         )
+        printer.line()
     for backend, values in diagnosis.options.items():
         if values:
-            _heading(printer, f"options of {backend}")
+            printer.line(f"options of {backend}", style="bold")
             _print_values(printer, values)
-    _heading(printer, "findings")
+            printer.line()
+    printer.line("findings", style="bold")
     for finding in diagnosis.findings:
         mark, style = _MARKS[finding.state]
-        line = Text("  ")
-        line.append(mark, style=style).append(f" {finding.what}: {legible(finding.text)}")
-        printer.line(line)
+        text = Text(mark, style=style).append(f" {finding.what}: {legible(finding.text)}", style="default")
+        printer.sentence(text, indent=2)
 
 
 def _print_values(printer: Printer, values: Sequence[Value]) -> None:

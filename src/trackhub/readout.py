@@ -32,14 +32,17 @@ from trackhub.records import (
     TextLogged,
 )
 
-MAX_SAMPLES = 128
-"""A series is thinned to half of this each time it reaches it."""
+MAX_SAMPLES = 192
+"""A series is thinned to every third point each time it reaches this (odd: what alternates goes on alternating)."""
 
 MAX_SERIES = 10_000
 """Metrics beyond this many have a summary but no series."""
 
 MAX_VALUES = 10_000
 """Artifacts and rich values beyond this many names are only counted."""
+
+CHUNK_POINTS = 5_000
+"""How much is read at once; two such chunks are in memory at a time."""
 
 _FileRecord = ArtifactLogged | ModelLogged | TextLogged | HtmlLogged | ImageLogged | FigureLogged | TableLogged
 
@@ -127,7 +130,7 @@ def read_run(journal: Path) -> Readout:
     values: dict[tuple[str, str], ValueSummary] = {}
     reader = JournalReader(journal)
     try:
-        chunk = reader.read({})
+        chunk = reader.read({}, max_points=CHUNK_POINTS)
         while not chunk.empty:
             readout.damaged.extend(chunk.damaged)
             for record in chunk.records:
@@ -142,7 +145,7 @@ def read_run(journal: Path) -> Readout:
                         pass
                     case _:
                         _take_value(record, values, readout)
-            chunk = reader.read(chunk.position)
+            chunk = reader.read(chunk.position, max_points=CHUNK_POINTS)
     finally:
         reader.close()
     readout.metrics = {name: one.summary() for name, one in series.items()}
@@ -178,8 +181,8 @@ class _Series:
             self._steps.append(step)
             self._values.append(value)
             if len(self._steps) == MAX_SAMPLES:
-                self._steps, self._values = self._steps[::2], self._values[::2]
-                self._every *= 2
+                self._steps, self._values = self._steps[::3], self._values[::3]
+                self._every *= 3
         one.count += 1
 
     def summary(self) -> MetricSummary:

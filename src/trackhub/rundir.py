@@ -55,8 +55,9 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def new_run_id() -> str:
-    """A run id that sorts by time and that nobody else has: `20261121-093000-3f9a1c`, UTC."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(3)
+    """A run id that sorts by time and that nobody else has: `20261121-093000-3f9a1c04b2`, UTC."""
+    # Long enough for a job array whose thousands of processes start within one second.
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(5)
 
 
 def check_run_id(run_id: str) -> str:

@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, Valid
 from trackhub.errors import SettingsError
 
 PREFIX = "TRACKHUB_"
-VARIABLES = {"finish_timeout_seconds": "TRACKHUB_FINISH_TIMEOUT"}
-"""Variables whose name is not simply the prefix and the field."""
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -55,7 +53,7 @@ class Settings(BaseModel):
         description="`online` delivers while the run goes on; `offline` writes the journal alone, for `trackhub sync` "
         "later; `disabled` records nothing.",
     )
-    finish_timeout_seconds: float = Field(
+    finish_timeout: float = Field(
         default=60.0,
         ge=0,
         description="How long `finish()` waits for the deliveries, in seconds. What is not delivered by then stays in "
@@ -92,7 +90,7 @@ class Loaded:
 
 def variable_of(field_name: str) -> str:
     """The environment variable of a setting."""
-    return VARIABLES.get(field_name, PREFIX + field_name.upper())
+    return PREFIX + field_name.upper()
 
 
 def load(arguments: Mapping[str, Any], working_directory: Path | None = None) -> Loaded:
@@ -111,20 +109,18 @@ def load(arguments: Mapping[str, Any], working_directory: Path | None = None) ->
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name in Settings.model_fields:
-        key = "finish_timeout" if name == "finish_timeout_seconds" else name
         variable = variable_of(name)
         if arguments.get(name) is not None:
             values[name], sources[name] = arguments[name], "argument"
         elif os.environ.get(variable):
             values[name], sources[name] = os.environ[variable], variable
-        elif key in plain:
-            values[name], sources[name] = plain.pop(key), str(file)
+        elif name in plain:
+            values[name], sources[name] = plain[name], str(file)
         else:
             sources[name] = "default"
-        plain.pop(key, None)
+        plain.pop(name, None)
     if plain:
-        known = ", ".join(sorted("finish_timeout" if name == "finish_timeout_seconds" else name
-                                 for name in Settings.model_fields))
+        known = ", ".join(sorted(Settings.model_fields))
         raise SettingsError(f"{file}: no such setting: {', '.join(sorted(plain))} (settings are: {known})")
     try:
         settings = Settings.model_validate(values)

@@ -66,7 +66,7 @@ def init(
             "run_id": run_id,
             "dir": dir,
             "mode": mode,
-            "finish_timeout_seconds": finish_timeout,
+            "finish_timeout": finish_timeout,
         },
         working_directory,
     )

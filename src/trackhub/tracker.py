@@ -415,7 +415,7 @@ class Tracker:
         return child
 
     def flush(self, timeout: float | None = None) -> DeliveryReport:
-        """Wait until all that this process has logged to this run so far has been delivered.
+        """Wait until all that this process has logged to this run and its children so far has been delivered.
 
         Args:
             timeout: Seconds to wait; default: as for `finish`.
@@ -426,9 +426,8 @@ class Tracker:
         if self._run is None:
             return _nothing_to_report(self.id)
         if not self._finished and self._settings.mode == "online":
-            seconds = self._settings.finish_timeout_seconds if timeout is None else timeout
-            mark = self._writing()[0].position
-            wait_for_deliveries(host(), [Awaited(self._run, name, mark) for name in self._options], seconds)
+            seconds = self._settings.finish_timeout if timeout is None else timeout
+            wait_for_deliveries(host(), self._awaited(), seconds)
         return self._read_report(self._run)
 
     def finish(self, status: EndStatus = "finished", timeout: float | None = None) -> DeliveryReport:
@@ -476,7 +475,7 @@ class Tracker:
         if self._run is None or self._process_id != os.getpid():
             return _nothing_to_report(self.id)
         if timeout is None:
-            timeout = 0.0 if self._parent is not None else self._settings.finish_timeout_seconds
+            timeout = 0.0 if self._parent is not None else self._settings.finish_timeout
         if self._settings.mode == "online":
             wait_for_deliveries(host(), self._awaited(), timeout)
         self._report = self._read_report(self._run)
@@ -486,8 +485,9 @@ class Tracker:
 
     def _awaited(self) -> Iterator[Awaited]:
         if self._run is not None:
+            mark = self._end_mark if self._finished else self._writing()[0].position
             for name in self._options:
-                yield Awaited(self._run, name, self._end_mark, end=self._role == "owner")
+                yield Awaited(self._run, name, mark, end=self._finished and self._role == "owner")
         for child in self._children:
             yield from child._awaited()
 

@@ -1,6 +1,6 @@
 """The artifacts of one MLflow run: files and directories put where they are wanted, and nowhere else.
 
-Apart from `mlflow.py` because MLflow's upload has a single idea of a name, that of the local file, and of failure.
+Apart from the backend because MLflow's upload has a single idea of a name, that of the local file, and of failure.
 """
 
 from __future__ import annotations

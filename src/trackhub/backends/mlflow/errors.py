@@ -1,6 +1,6 @@
 """What the MLflow stack raises, turned into the two errors that a delivery knows.
 
-Apart from `mlflow.py` so that there is one place to look when a failure was taken for the wrong kind: its calls raise
+Apart from the backend so that there is one place to look when a failure was taken for the wrong kind: its calls raise
 MLflow's, requests', SQLAlchemy's and the artifact stores' own exceptions, and none of them is importable beforehand.
 """
 

@@ -1,6 +1,6 @@
 """Names that MLflow accepts, made from any name: reversibly, without two names ever meeting.
 
-Apart from `mlflow.py` because it is pure text: it needs no SDK, and its promises are checked by property tests.
+Apart from the backend because it is pure text: it needs no SDK, and its promises are checked by property tests.
 
 A name MLflow would take as it is stays as it is. In any other, what is not legal becomes `_x<hex code point>_`
 (`=` is `_x3d_`), an empty part `_x_`, and what is too long ends in `_xh<hash>_`. A name that happens to contain such

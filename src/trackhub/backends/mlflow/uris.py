@@ -1,6 +1,6 @@
 """Tracking URIs: which MLflow can serve, made absolute, and shown without credentials.
 
-Apart from `mlflow.py` because it is checked in `init`, where MLflow must not be imported.
+Apart from the backend because it is checked in `init`, where MLflow must not be imported.
 """
 
 from __future__ import annotations

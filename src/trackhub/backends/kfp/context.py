@@ -136,8 +136,8 @@ def _local(parts: Sequence[str]) -> _Place | None:
 
 def _cluster(parts: Sequence[str]) -> _Place | None:
     """`.../<pipeline>/<run id>/<task>/<uuid>`; before KFP 2.15 without the last."""
-    ids = [index for index, part in enumerate(parts) if _UUID.fullmatch(part)]
-    for index in ids:
-        if 0 < index < len(parts) - 1:
-            return _Place(parts[index - 1], parts[index], parts[index + 1], "/".join(parts[index + 2 :]))
+    rest = parts[-1:] if len(parts) > 3 and _UUID.fullmatch(parts[-1]) else []
+    head = parts[: len(parts) - len(rest)]
+    if len(head) >= 3 and _UUID.fullmatch(head[-2]):
+        return _Place(head[-3], head[-2], head[-1], "".join(rest))
     return None

@@ -18,7 +18,8 @@ from backends_for_tests import install_plugins
 from typer.testing import CliRunner
 
 import trackhub
-from trackhub import inventory, lowering
+from trackhub import lowering
+from trackhub.cli import inventory
 from trackhub.backend import Backend, RunInfo
 from trackhub.cli import app
 from trackhub.records import ConfusionMatrixLogged, HistogramLogged, ModelLogged, RocCurveLogged, StoredFile

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import trackhub
-from trackhub.formats import sparkline
+from trackhub.cli.formats import sparkline
 from trackhub.journal import JournalWriter
 from trackhub.readout import MAX_SAMPLES, read_run
 from trackhub.records import MetricsLogged

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
+from trackhub.cli.overview import Overview
 from trackhub.errors import SettingsError
-from trackhub.overview import Overview
 from trackhub.readout import WORDS, Readout
 from trackhub.records import Deliverable, MetricsLogged, Record, RunEnded, StoredFile
 from trackhub.report import BackendStanding, DeliveryReport

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from trackhub.errors import TrackhubError
 
 if TYPE_CHECKING:
-    from trackhub.finding import Place
+    from trackhub.cli.finding import Place
     from trackhub.report import DeliveryReport
     from trackhub.rundir import Manifest, RunDirectory
 
@@ -104,21 +104,21 @@ def runs(
     as_json: _Json = False,
 ) -> None:
     """List runs, the latest at the bottom, with what each backend has and lacks."""
-    from trackhub.finding import place_of
-    from trackhub.overview import in_family_order, overview
+    from trackhub.cli.finding import place_of
+    from trackhub.cli.overview import in_family_order, overview
 
     place = place_of(directory)
     found = place.runs()
     overviews = [overview(run) for run in (found[-last:] if last else found)]
     _complain(place)
     if as_json:
-        from trackhub.plainly import plain_overview
+        from trackhub.cli.plainly import plain_overview
 
         _put_json([plain_overview(one) for one in overviews])
     elif not overviews:
         _say(place.nothing())
     else:
-        from trackhub.printing import Printer, print_runs
+        from trackhub.cli.printing import Printer, print_runs
 
         print_runs(Printer(), in_family_order(overviews))
 
@@ -126,19 +126,19 @@ def runs(
 @app.command()
 def show(run: _Run, directory: _Dir = None, as_json: _Json = False) -> None:
     """Show all a run holds: params, metrics, artifacts, and its delivery report."""
-    from trackhub.finding import find_run, place_of, sync_command
-    from trackhub.overview import overview
+    from trackhub.cli.finding import find_run, place_of, sync_command
+    from trackhub.cli.overview import overview
     from trackhub.readout import read_run
 
     found = find_run(run, place_of(directory))
     one = overview(found)
     readout = read_run(found.journal)
     if as_json:
-        from trackhub.plainly import plain_readout
+        from trackhub.cli.plainly import plain_readout
 
         _put_json(plain_readout(one, readout))
     else:
-        from trackhub.printing import Printer, print_run
+        from trackhub.cli.printing import Printer, print_run
 
         print_run(Printer(), one, readout, one.report(sync_command(found)))
 
@@ -152,8 +152,8 @@ def status(
     as_json: _Json = False,
 ) -> None:
     """Print delivery reports: what is not delivered, refused or changed. Exit code 1 if something is not delivered."""
-    from trackhub.finding import find_run, find_runs, place_of, sync_command
-    from trackhub.overview import in_family_order, overview
+    from trackhub.cli.finding import find_run, find_runs, place_of, sync_command
+    from trackhub.cli.overview import in_family_order, overview
     from trackhub.sync import with_families
 
     place = place_of(directory)
@@ -197,8 +197,8 @@ def sync(
     as_json: _Json = False,
 ) -> None:
     """Deliver what is left. Exit code 0 if everything is complete, 1 if something is left."""
-    from trackhub.completing import complete, terminating_cleanly
-    from trackhub.finding import find_runs, place_of
+    from trackhub.cli.completing import complete, terminating_cleanly
+    from trackhub.cli.finding import find_runs, place_of
 
     names = [name.strip() for text in to for name in text.split(",") if name.strip()] if to else None
     if follow:
@@ -231,8 +231,8 @@ def sync(
 
 
 def _follow(which: list[str], to: list[str] | None, grace: float, directory: Path | None, *, as_json: bool) -> None:
-    from trackhub.completing import stopping_politely
-    from trackhub.finding import place_of
+    from trackhub.cli.completing import stopping_politely
+    from trackhub.cli.finding import place_of
     from trackhub.rundir import RunDirectory
     from trackhub.sync import follow
 
@@ -266,9 +266,9 @@ def cat(
 
     JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity".
     """
-    from trackhub.finding import find_run, place_of
+    from trackhub.cli.finding import find_run, place_of
+    from trackhub.cli.plainly import json_bytes, kinds_of, plain_record
     from trackhub.journal import JournalReader
-    from trackhub.plainly import json_bytes, kinds_of, plain_record
 
     found = find_run(run, place_of(directory))
     wanted = kinds_of(part for text in kind for part in text.split(",")) if kind else None
@@ -290,7 +290,7 @@ def cat(
 @app.command()
 def backends(directory: _Dir = None, as_json: _Json = False) -> None:  # noqa: ARG001 (taken by every command)
     """List the backends that are installed, and what each can show."""
-    from trackhub.inventory import inventory
+    from trackhub.cli.inventory import inventory
 
     entries = inventory()
     if as_json:
@@ -298,7 +298,7 @@ def backends(directory: _Dir = None, as_json: _Json = False) -> None:  # noqa: A
 
         _put_json([asdict(entry) for entry in entries])
     else:
-        from trackhub.printing import Printer, print_backends
+        from trackhub.cli.printing import Printer, print_backends
 
         print_backends(Printer(), entries)
 
@@ -313,7 +313,7 @@ def doctor(
     as_json: _Json = False,
 ) -> None:
     """Check what a run would need: settings and their sources, the directory, and each backend. Secrets are hidden."""
-    from trackhub.doctor import diagnose
+    from trackhub.cli.doctor import diagnose
 
     diagnosis = diagnose({"dir": directory}, backend)
     if as_json:
@@ -321,7 +321,7 @@ def doctor(
 
         _put_json({"healthy": diagnosis.healthy, **asdict(diagnosis)})
     else:
-        from trackhub.printing import Printer, print_diagnosis
+        from trackhub.cli.printing import Printer, print_diagnosis
 
         print_diagnosis(Printer(), diagnosis)
     if not diagnosis.healthy:
@@ -339,13 +339,13 @@ def _with_descendants(run: RunDirectory, family: list[RunDirectory]) -> list[Run
 
 def _print_reports(reports: list[tuple[Manifest, DeliveryReport]], *, as_json: bool, all_of_them: bool) -> None:
     if as_json:
-        from trackhub.plainly import plain_report
+        from trackhub.cli.plainly import plain_report
 
         _put_json([plain_report(report) for _, report in reports])
         return
     shown = [(manifest, report) for manifest, report in reports if all_of_them or report.remarkable]
     if shown:
-        from trackhub.printing import Printer, print_reports
+        from trackhub.cli.printing import Printer, print_reports
 
         print_reports(Printer(), shown)
     if len(shown) < len(reports):
@@ -363,13 +363,13 @@ def _complain(place: Place) -> None:
 
 def _say(text: str) -> None:
     """Tell the person, beside what is printed."""
-    from trackhub.formats import legible
+    from trackhub.cli.formats import legible
 
     typer.echo(legible(text), err=True)
 
 
 def _put_json(value: object) -> None:
-    from trackhub.plainly import json_bytes
+    from trackhub.cli.plainly import json_bytes
 
     sys.stdout.buffer.write(json_bytes(value, indent=2) + b"\n")
     sys.stdout.buffer.flush()

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from trackhub.cli.finding import sync_command
+from trackhub.cli.overview import Overview, overview
 from trackhub.errors import TrackhubError
-from trackhub.finding import sync_command
-from trackhub.overview import Overview, overview
 from trackhub.report import DeliveryReport
 from trackhub.rundir import Manifest, RunDirectory
 

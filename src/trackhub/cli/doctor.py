@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from trackhub import plugins, settings
+from trackhub.cli.inventory import error_text
 from trackhub.errors import SettingsError
-from trackhub.inventory import error_text
 
 LITTLE_BYTES = 1 << 30
 _HIDDEN = "(hidden)"

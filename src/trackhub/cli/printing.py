@@ -14,12 +14,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trackhub.formats import ago, legible, local_time, number, size, span, sparkline
+from trackhub.cli.formats import ago, legible, local_time, number, size, span, sparkline
 
 if TYPE_CHECKING:
-    from trackhub.doctor import Diagnosis, Value
-    from trackhub.inventory import BackendEntry
-    from trackhub.overview import Overview
+    from trackhub.cli.doctor import Diagnosis, Value
+    from trackhub.cli.inventory import BackendEntry
+    from trackhub.cli.overview import Overview
     from trackhub.readout import MetricSummary, Readout, ValueSummary
     from trackhub.report import BackendStanding, DeliveryReport
     from trackhub.rundir import Manifest

@@ -5,8 +5,10 @@ In-process tests hand them a `Script`; delivery processes find them as a plugin 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,12 +128,18 @@ class SleepingBackend(LinesBackend):
 
 
 class RaisingBackend(LinesBackend):
-    """A bug in `open`."""
+    """A bug in `open`, as long as the file `options.path` is not there."""
 
     name = "raising"
 
     def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
-        raise KeyError("a bug of the plugin")
+        if not Path(self.options.path).exists():
+            raise KeyError("a bug of the plugin")
+        return super().open(run, state)
+
+    def disconnect(self) -> None:
+        if Path(self.options.path).exists():
+            super().disconnect()
 
 
 class ExitingBackend(LinesBackend):
@@ -153,6 +161,10 @@ class UnavailableBackend(LinesBackend):
             raise BackendUnavailable("the vendor does not answer")
         return super().open(run, state)
 
+    def disconnect(self) -> None:
+        if Path(self.options.path).exists():
+            super().disconnect()
+
 
 class SpyBackend(LinesBackend):
     """Says what its process has: open descriptors, their number, where its standard streams lead."""
@@ -161,13 +173,11 @@ class SpyBackend(LinesBackend):
 
     def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
         descriptors = {}
-        for entry in os.listdir("/proc/self/fd"):
-            try:
-                descriptors[entry] = os.readlink(f"/proc/self/fd/{entry}")
-            except FileNotFoundError:
-                continue
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                descriptors[entry.name] = str(entry.readlink())
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        self._call("spy", pid=os.getpid(), descriptors=descriptors, status=status)
+        self._call("spy", pid=os.getpid(), descriptors=descriptors, status=status, warnings=sys.warnoptions)
         return super().open(run, state)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of whole processes share: training scripts, their delivery processes, and reading back what arrived."""
+"""What the tests of whole processes share: training scripts, their delivery processes, reading back what arrived."""
 
 from __future__ import annotations
 

@@ -295,11 +295,11 @@ def test_status_tells_what_is_not_delivered_and_sync_delivers_it() -> None:
     with to_tensorboard(mode="offline") as waiting:
         waiting.log_metrics({"loss": 1.0})
     said = call("status", code=1)
-    assert "tensorboard: 1 records are not delivered yet" in said.out
+    assert "tensorboard: 1 record is not delivered yet" in said.out
     assert f"trackhub sync {waiting.id}" in said.out
     assert call("status", waiting.id, "--json", code=1).json[0]["backends"]["tensorboard"]["undelivered"] == 1
     said = call("sync")
-    assert "tensorboard: complete (1 metrics)" in said.out
+    assert "tensorboard: complete (metrics 1)" in said.out
     assert call("status").out == "1 run complete\n"
     assert call("status", waiting.id, "--json").json[0]["complete"] is True
     assert "1 run already complete" in call("sync").out
@@ -329,7 +329,7 @@ def test_sync_says_what_is_left_and_how_to_repeat_it(closed_port: int) -> None:
     with offline(backends=["mlflow", "tensorboard"], mlflow={"tracking_uri": uri}) as tracker:
         tracker.log_metrics({"loss": 1.0})
     said = call("sync", tracker.id, "--patience", "0.1", code=1)
-    assert "mlflow: 1 records are not delivered yet" in said.out
+    assert "mlflow: 1 record is not delivered yet" in said.out
     assert "not available" in said.out
     assert "tensorboard: complete" in said.out
     assert f"repeat with: trackhub sync {tracker.id}" in said.err

@@ -766,5 +766,3 @@ def test_a_backend_that_fails_halfway_through_open_is_let_go_of(scene: Scene) ->
     end(scene.writer())
     settle(scene.delivery())
     assert scene.calls() == ["disconnect"]
-
-

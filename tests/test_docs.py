@@ -109,7 +109,7 @@ def test_the_plugin_of_the_docs_is_delivered_to(tmp_path: Path) -> None:
     report = run(
         [sys.executable, "-c", program], tmp_path, PYTHONPATH=str(tmp_path), TRACKHUB_JSONLINES_PATH="out.jsonl"
     )
-    assert "jsonlines: complete (1 metrics)" in report
+    assert "jsonlines: complete (metrics 1)" in report
     assert "has no place for text: 1" in report
     assert '"step": 7, "loss": 0.5' in (tmp_path / "out.jsonl").read_text()
 

@@ -316,7 +316,7 @@ def test_a_journal_that_cannot_be_created_leaves_no_writer_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "FIRST_SEGMENT_BYTES", 1 << 62)
-    with pytest.raises(OSError, match="space|large"):
+    with pytest.raises(OSError, match=r"space|large"):
         JournalWriter(tmp_path, "owner", 1)
     assert not journal.writer_is_alive(tmp_path, 1)
     assert read_all(tmp_path).records == []
@@ -437,7 +437,7 @@ def test_a_segment_that_is_missing_between_others_is_reported_and_the_rest_read(
 
 
 def test_damage_before_a_last_record_that_ends_in_zeros_does_not_cost_that_record(tmp_path: Path) -> None:
-    zeros = MetricsLogged(2, 2, {name: 0.0 for name in "abcdef"})
+    zeros = MetricsLogged(2, 2, dict.fromkeys("abcdef", 0.0))
     write(tmp_path, MetricsLogged(1, 1, zeros.values), tag("damaged"), zeros)
     path = tmp_path / segment_name(1, 0)
     path.write_bytes(path.read_bytes().replace(b"damaged", b"DAMAGED"))

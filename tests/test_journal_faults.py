@@ -292,8 +292,9 @@ while number < 20_000 or handled < 3_000:
         arm()
     writer.append_metrics({"main": number, f"extra {number % 90}": 1.0}, number, 1)
     number += 1
-    if number % 100 == 0:
-        writer.append(TagsSet(1, {"main": str(number)}))
+    if number % 20 == 0:
+        # Large, so that a handler's record still fits where this one does not.
+        writer.append(TagsSet(1, {"main": str(number) * 200}))
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
 done.set()
 syncing.join()
@@ -314,7 +315,7 @@ def test_a_signal_handler_that_logs_in_the_middle_of_appends_loses_and_tears_not
         if isinstance(record, MetricsLogged):
             count, of = (50, "handler") if "handler" in record.values else (90, "main")
             assert record.values == {of: float(record.step), f"extra {record.step % count}": 1.0}
-    assert sum(isinstance(record, TagsSet) for record in found.records) == number // 100
+    assert sum(isinstance(record, TagsSet) for record in found.records) == number // 20
 
 
 RAISING = SMALL_SEGMENTS + """
@@ -352,7 +353,7 @@ def test_a_signal_handler_that_raises_costs_at_most_the_call_it_interrupts(tmp_p
     values = values_of(found.records, "main")
     assert values == sorted(set(values))
     assert set(returned) <= set(values)
-    assert [line for line in found.damaged if "missing" not in line] == []
+    assert found.damaged == []
     assert found.ends == {1: RunEnded(1, "finished")}
     assert len(list(tmp_path.glob("*.journal"))) > 20
 
@@ -442,15 +443,22 @@ writer = JournalWriter(directory, "owner", 1)
 is_child, forks = False, 0
 
 def fork(*_):
+    # The parent logs before the child goes on with the append that both are in.
     global is_child, forks
-    forks += 1
+    reader, go_on = os.pipe()
     child = os.fork()
     if child == 0:
         is_child = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         writer.abandon_after_fork()
+        os.read(reader, 1)
     else:
+        writer.append_metrics({"handler": forks}, forks, 1)
+        forks += 1
+        os.write(go_on, b"x")
         os.waitpid(child, 0)
+        os.close(reader)
+        os.close(go_on)
 
 signal.signal(signal.SIGALRM, fork)
 number = 0
@@ -465,15 +473,16 @@ while forks < 60:
                 os._exit(0)
         number += 1
 writer.close()
-print(number)
+print(number, forks)
 """
 
 
 def test_a_child_forked_in_the_middle_of_an_append_writes_nothing_into_its_parents_journal(tmp_path: Path) -> None:
-    number = int(run_python(FORK_IN_A_HANDLER, tmp_path))
+    number, forks = map(int, run_python(FORK_IN_A_HANDLER, tmp_path).split())
     found = read_all(tmp_path)
     assert found.damaged == []
     assert values_of(found.records, "main") == list(range(number))
+    assert values_of(found.records, "handler") == list(range(forks))
 
 
 # --- looking at a writer

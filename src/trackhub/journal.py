@@ -394,16 +394,16 @@ class JournalWriter:
         old.used = self._position
         self._limit = 0
         self._next_number = number + 1
-        size = max(min(FIRST_SEGMENT_BYTES * 4 ** min(number, 8), LAST_SEGMENT_BYTES), 2 * needed + _HEADER.size)
-        fresh = _Segment(self.directory, self.writer, number, size)
-        if old.waits and old.descriptor is not None:
-            with suppress(OSError):
-                old.write_out(old.used)
         try:
+            size = max(min(FIRST_SEGMENT_BYTES * 4 ** min(number, 8), LAST_SEGMENT_BYTES), 2 * needed + _HEADER.size)
+            fresh = _Segment(self.directory, self.writer, number, size)
+            if old.waits and old.descriptor is not None:
+                with suppress(OSError):
+                    old.write_out(old.used)
             fresh.open(in_memory=bool(self._waiting) or old.waits)
         except BaseException:
-            # So that no number is missing without need.
-            if self._next_number == number + 1 and not fresh.path.exists():
+            # A number without a file would look like a segment that is missing.
+            if self._next_number == number + 1 and not (self.directory / segment_name(self.writer, number)).exists():
                 self._next_number = number
             raise
         waits = old.waits

@@ -33,11 +33,13 @@ class BackendStanding:
     def sentences(self) -> list[str]:
         """What people should know, a sentence each; the first says where it stands."""
         report = self.cursor.report
-        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in report.delivered.items())
+        kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in report.delivered.items())
         if self.complete:
             lines = [f"{self.backend}: complete ({kinds or 'nothing was logged'})"]
         else:
-            lines = [f"{self.backend}: {self.undelivered:,} records are not delivered yet"]
+            few = {0: "the end of the run is", 1: "1 record is"}
+            left = few.get(self.undelivered, f"{self.undelivered:,} records are")
+            lines = [f"{self.backend}: {left} not delivered yet"]
             if not report.version:
                 lines.append(f"{self.backend}: its delivery has not begun (delivery.log may say why)")
         if report.suspended:
@@ -47,14 +49,14 @@ class BackendStanding:
         if report.rejected:
             examples = "; ".join(report.rejected_examples[:2])
             lines.append(
-                f"{self.backend}: {report.rejected:,} records were refused and kept in "
-                f"rejected/{self.backend}.jsonl ({examples})"
+                f"{self.backend}: refused {report.rejected:,} record{'s' if report.rejected > 1 else ''}, "
+                f"kept in rejected/{self.backend}.jsonl ({examples})"
             )
         for kind, count in report.skipped.items():
             lines.append(f"{self.backend}: has no place for {kind.replace('_', ' ')}: {count:,} not shown there")
         for reason, note in report.notes.items():
-            few = note.examples[:3]
-            subjects = ", ".join(f"{subject} ({detail})" if detail else subject for subject, detail in few)
+            shown = note.examples[:3]
+            subjects = ", ".join(f"{subject} ({detail})" if detail else subject for subject, detail in shown)
             lines.append(f"{self.backend}: {note.count:,} {reason}: {subjects}")
         lines.extend(f"{self.backend}: damage in the journal: {place}" for place in report.damaged[:3])
         return lines

@@ -78,8 +78,12 @@ def wait_for_deliveries(
 
 def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:
     """Whether the delivery was suspended, and not before the host was last told to have the run delivered."""
-    report = cursor.report
-    return report.suspended is not None and report.updated_ns >= host.given_ns(run, backend)
+    return cursor.report.suspended is not None and _is_of_now(host, run, backend, cursor)
+
+
+def _is_of_now(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:
+    """Whether the report is of the delivery that goes on now, not of an earlier one that is about to begin again."""
+    return cursor.report.updated_ns >= host.given_ns(run, backend)
 
 
 def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: float) -> bool:
@@ -90,8 +94,10 @@ def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: floa
         return True
     if has_given_up(host, one.run, one.backend, cursor) or not one.run.exists:
         return True
-    unavailable_since_ns = cursor.report.error_since_ns
-    return unavailable_since_ns is not None and max(unavailable_since_ns, started_ns) < out_of_patience_ns
+    since_ns = cursor.report.error_since_ns
+    if since_ns is None or not _is_of_now(host, one.run, one.backend, cursor):
+        return False
+    return max(since_ns, started_ns) < out_of_patience_ns
 
 
 def _is_complete(one: Awaited, cursor: Cursor) -> bool:

@@ -310,7 +310,7 @@ def test_numbers_too_large_for_the_plugin_are_noted(bench: Bench) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(
-    st.dictionaries(st.text(), st.floats(), min_size=1, max_size=8),
+    st.dictionaries(st.text(min_size=1), st.floats(), min_size=1, max_size=8),
     st.integers(-(2**63), 2**63 - 1),
 )
 def test_any_name_and_value_is_read_back(bench: Bench, values: dict[str, float], step: int) -> None:

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from journal_helpers import python_command, run_python
+
+from trackhub.cursor import MAX_EXAMPLES, BackendReport, Cursor, CursorFile, NoteCount
+
+FULL = Cursor(
+    position={"1": (0, 24), "12": (3, 2**40)},
+    state={"run": "abc", "steps": [1, 2.5, None], "größe": {"x": True}},
+    remote_id="r-1",
+    link="http://127.0.0.1/#/r-1",
+    owner=12,
+    attempts=2,
+    ended_owner=12,
+    ended_status="failed",
+    closed_owner=12,
+    closed_status="failed",
+    report=BackendReport(
+        version="mlflow 3.17.2",
+        delivered={"metrics": 3},
+        points=9,
+        notes={"renamed": NoteCount(2, [("a", "b")])},
+        rejected=1,
+        damaged=["w0001-s000000.journal at 24: 3 damaged bytes skipped"],
+        error="no route",
+        error_since_ns=5,
+    ),
+)
+
+HOLDER = """
+import sys
+from pathlib import Path
+from trackhub.cursor import CursorFile
+file = CursorFile(Path(sys.argv[1]), "mlflow")
+print(file.claim(), flush=True)
+print(file.holder(), flush=True)
+input()
+"""
+
+
+def held_elsewhere(directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        python_command(HOLDER, directory), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    file = CursorFile(tmp_path, "mlflow")
+    file.save(FULL)
+    assert CursorFile(tmp_path, "mlflow").load() == FULL
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert json.loads(file.path.read_bytes())["position"] == {"1": [0, 24], "12": [3, 2**40]}
+
+
+def test_a_backend_that_has_no_cursor_yet_starts_at_the_beginning(tmp_path: Path) -> None:
+    assert CursorFile(tmp_path / "none", "mlflow").load() == Cursor()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"remote_id": "\xff"}', b'{"position": {"1": [1]}}', b'{"owner": "x"}',
+     b'{"state": ' + b'{"a":' * 100_000, b'{"state": {"a":' + b"[" * 100_000, b"\0" * 4096],
+)  # fmt: skip
+def test_a_cursor_that_cannot_be_read_is_a_fresh_one(tmp_path: Path, content: bytes) -> None:
+    file = CursorFile(tmp_path, "mlflow")
+    file.path.write_bytes(content)
+    assert file.load() == Cursor()
+
+
+@given(st.binary(max_size=200))
+def test_no_content_makes_loading_raise(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = CursorFile(Path(folder), "mlflow")
+        file.path.write_bytes(content)
+        assert isinstance(file.load(), Cursor)
+
+
+def test_fields_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    file = CursorFile(tmp_path, "mlflow")
+    file.path.write_bytes(b'{"remote_id": "r", "invented_later": [1], "report": {"points": 3, "too": 1}}')
+    assert file.load() == Cursor(remote_id="r", report=BackendReport(points=3))
+
+
+PARTLY_WRITTEN = """
+import resource, sys
+from pathlib import Path
+from trackhub.cursor import Cursor, CursorFile
+file = CursorFile(Path(sys.argv[1]), "mlflow")
+file.save(Cursor(remote_id="before"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+try:
+    file.save(Cursor(remote_id="after", state={"large": "x" * 1000}))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_disk_that_takes_only_a_part_leaves_the_old_cursor_standing(tmp_path: Path) -> None:
+    """write(2) takes what fits, and says so with a number, not with an error."""
+    assert run_python(PARTLY_WRITTEN, tmp_path).strip() == "OSError"
+    assert CursorFile(tmp_path, "mlflow").load().remote_id == "before"
+
+
+KILLED_WHILE_SAVING = """
+import os, sys
+from pathlib import Path
+from trackhub.cursor import Cursor, CursorFile
+for number in range(10):
+    child = os.fork()
+    if child == 0:
+        file, count = CursorFile(Path(sys.argv[1]), "mlflow"), 0
+        while True:
+            count += 1
+            file.save(Cursor(owner=count, state={"copy": count, "fill": "x" * (count % 5000)}))
+    path = Path(sys.argv[1]) / "mlflow.json"
+    while not path.exists() or path.stat().st_mtime_ns % 7 != number % 7: pass
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    cursor = CursorFile(Path(sys.argv[1]), "mlflow").load()
+    assert cursor.owner == cursor.state["copy"] > 0, cursor
+"""
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_cursor(tmp_path: Path) -> None:
+    run_python(KILLED_WHILE_SAVING, tmp_path)
+    assert CursorFile(tmp_path, "mlflow").load().owner > 0
+
+
+def test_one_process_at_a_time_delivers_until_it_lets_go_or_dies(tmp_path: Path) -> None:
+    directory = tmp_path / "cursors"
+    with held_elsewhere(directory) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert other.stdout.readline() == f"{other.pid}\n"
+        mine = CursorFile(directory, "mlflow")
+        assert not mine.claim()
+        assert mine.holder() == other.pid
+        assert CursorFile(directory, "tensorboard").claim()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        assert mine.claim()
+        assert mine.claim()
+        assert mine.holder() == os.getpid()
+    with held_elsewhere(directory) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "False\n"
+        assert other.stdout.readline() == f"{os.getpid()}\n"
+        other.kill()
+    mine.release()
+    mine.release()
+    with held_elsewhere(directory) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        other.kill()
+
+
+def test_asking_who_holds_a_cursor_does_not_let_go_of_it(tmp_path: Path) -> None:
+    mine = CursorFile(tmp_path, "mlflow")
+    assert mine.claim()
+    assert mine.holder() == os.getpid()
+    with held_elsewhere(tmp_path) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "False\n"
+        other.kill()
+    mine.release()
+
+
+@pytest.mark.parametrize("content", [b"", b"soon", b"\xff"])
+def test_a_holder_that_is_not_known_is_none(tmp_path: Path, content: bytes) -> None:
+    file = CursorFile(tmp_path, "mlflow")
+    assert file.holder() is None
+    (tmp_path / "mlflow.lock").write_bytes(content)
+    assert file.holder() is None
+
+
+@pytest.mark.parametrize(
+    ("place", "passed"),
+    [(None, False), ((0, 50), False), ((1, 9), False), ((1, 10), True), ((1, 11), True), ((2, 0), True)],
+)
+def test_a_mark_is_passed_when_everything_before_it_has_been_delivered(place: Any, passed: bool) -> None:
+    cursor = Cursor(position={"2": (9, 9)} | ({"1": place} if place else {}))
+    assert cursor.has_passed((1, 1, 10)) == passed
+
+
+def test_a_cursor_is_closed_for_the_last_owner_only() -> None:
+    assert not Cursor().closed
+    assert Cursor(owner=2, closed_owner=2).closed
+    assert not Cursor(owner=3, closed_owner=2).closed
+
+
+def test_notes_count_all_and_keep_a_few_different_examples() -> None:
+    note = NoteCount()
+    for number in range(100):
+        note.add(f"key {number // 2}", "shortened")
+    assert note.count == 100
+    assert note.examples == [(f"key {number}", "shortened") for number in range(MAX_EXAMPLES)]
+
+
+def test_the_module_needs_no_vendor_and_no_settings() -> None:
+    code = "import sys, trackhub.cursor; print({'pydantic', 'pluggy', 'rich', 'numpy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

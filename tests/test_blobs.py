@@ -155,9 +155,7 @@ def test_a_link_to_nothing_inside_a_directory_raises_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_pipe_is_refused_at_once_and_not_waited_for(
-    run: Path, store: BlobStore, folder: Path, inside: bool
-) -> None:
+def test_a_pipe_is_refused_at_once_and_not_waited_for(run: Path, store: BlobStore, folder: Path, inside: bool) -> None:
     pipe = folder / "deep" / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(ValueError, match=r"pipe' is neither a file nor a directory"):

@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 
 import trackhub
 from trackhub import lowering
-from trackhub.cli import inventory
 from trackhub.backend import Backend, RunInfo
-from trackhub.cli import app
+from trackhub.cli import app, inventory
 from trackhub.records import ConfusionMatrixLogged, HistogramLogged, ModelLogged, RocCurveLogged, StoredFile
 from trackhub.rundir import RunDirectory
 

@@ -258,7 +258,9 @@ def test_eight_threads_that_log_while_another_syncs_lose_nothing(tmp_path: Path)
 # --- signal handlers
 
 
-INTERRUPTED = SMALL_SEGMENTS + """
+INTERRUPTED = (
+    SMALL_SEGMENTS
+    + """
 if sys.argv[2] == "unmapped":
     def no_map(*_): raise OSError(19, "No such device")
     journal.mmap.mmap = no_map
@@ -301,6 +303,7 @@ syncing.join()
 writer.close()
 print(number, handled, writer.lost_bytes)
 """
+)
 
 
 @pytest.mark.parametrize("how", ["mapped", "unmapped"])
@@ -318,7 +321,9 @@ def test_a_signal_handler_that_logs_in_the_middle_of_appends_loses_and_tears_not
     assert sum(isinstance(record, TagsSet) for record in found.records) == number // 20
 
 
-RAISING = SMALL_SEGMENTS + """
+RAISING = (
+    SMALL_SEGMENTS
+    + """
 writer = JournalWriter(directory, "owner", 1)
 interrupts = 0
 
@@ -344,6 +349,7 @@ writer.append(RunEnded(1, "finished"))
 writer.close()
 print(*returned)
 """
+)
 
 
 def test_a_signal_handler_that_raises_costs_at_most_the_call_it_interrupts(tmp_path: Path) -> None:
@@ -361,7 +367,9 @@ def test_a_signal_handler_that_raises_costs_at_most_the_call_it_interrupts(tmp_p
 # --- forks
 
 
-FORKING = SMALL_SEGMENTS + """
+FORKING = (
+    SMALL_SEGMENTS
+    + """
 import trackhub
 tracker = trackhub.init(run_id="run", dir=directory, mode="offline")
 for step in range(300):
@@ -385,6 +393,7 @@ tracker.finish()
 print("finished", flush=True)
 input()
 """
+)
 
 
 def test_forked_children_log_beside_their_parent_and_do_not_end_its_claim(tmp_path: Path) -> None:
@@ -438,7 +447,9 @@ def test_a_forked_child_does_not_keep_a_dead_parent_looking_alive(tmp_path: Path
             os.kill(child, signal.SIGKILL)
 
 
-FORK_IN_A_HANDLER = SMALL_SEGMENTS + """
+FORK_IN_A_HANDLER = (
+    SMALL_SEGMENTS
+    + """
 writer = JournalWriter(directory, "owner", 1)
 is_child, forks = False, 0
 
@@ -475,6 +486,7 @@ while forks < 60:
 writer.close()
 print(number, forks)
 """
+)
 
 
 def test_a_child_forked_in_the_middle_of_an_append_writes_nothing_into_its_parents_journal(tmp_path: Path) -> None:
@@ -561,12 +573,17 @@ def test_without_locks_a_writer_of_this_host_lives_as_long_as_its_process(tmp_pa
 # --- a disk that takes nothing
 
 
-FULL_BY_LIMIT = SMALL_SEGMENTS + """
+FULL_BY_LIMIT = (
+    SMALL_SEGMENTS
+    + """
 import resource
 def fill(): resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 def free(): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 """
-FULL_BY_BALLAST = SMALL_SEGMENTS + """
+)
+FULL_BY_BALLAST = (
+    SMALL_SEGMENTS
+    + """
 ballast = directory.parent / "ballast"
 def fill():
     with ballast.open("wb", buffering=0) as file:
@@ -575,6 +592,7 @@ def fill():
         except OSError: pass
 def free(): ballast.unlink()
 """
+)
 FULL_DISK = """
 if len(sys.argv) > 2:
     def no_map(*_): raise OSError(19, "No such device")
@@ -677,7 +695,9 @@ for number in range(4000):
 input()
 """
 
-TOO_MUCH = FULL_BY_LIMIT + """
+TOO_MUCH = (
+    FULL_BY_LIMIT
+    + """
 journal.MAX_MEMORY_BYTES = 50_000
 writer = JournalWriter(directory, "owner", 1)
 fill()
@@ -691,6 +711,7 @@ for number in range(10_000, 10_100):
 writer.close()
 print(held, writer.lost_bytes)
 """
+)
 
 
 def test_what_is_held_in_memory_is_bounded_and_what_is_given_up_is_counted_and_reported(tmp_path: Path) -> None:
@@ -708,7 +729,9 @@ def test_what_is_held_in_memory_is_bounded_and_what_is_given_up_is_counted_and_r
     assert all("missing" in line for line in found.damaged)
 
 
-HANDLER_WHILE_THE_DISK_COMES_BACK = FULL_BY_LIMIT + """
+HANDLER_WHILE_THE_DISK_COMES_BACK = (
+    FULL_BY_LIMIT
+    + """
 writer = JournalWriter(directory, "owner", 1)
 number = handled = 0
 def log():
@@ -734,6 +757,7 @@ signal.signal(signal.SIGALRM, signal.SIG_IGN)
 writer.close()
 print(number, handled)
 """
+)
 
 
 def test_a_handler_that_logs_while_memory_is_brought_to_disk_loses_nothing(tmp_path: Path) -> None:

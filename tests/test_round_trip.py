@@ -1,4 +1,4 @@
-"""One loop, both backends, real delivery processes: reading back with the vendors' own readers gives what was logged."""
+"""One loop, both backends, real delivery processes: the vendors' own readers give back what was logged."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ def test_mlflow_has_params_tags_name_status_and_nesting(logged: dict[str, Any], 
 
 def test_mlflow_has_files_as_they_were_at_the_call(client: Any, run_id: str, tmp_path: Path) -> None:
     assert download(client, run_id, "config.yaml", tmp_path).read_text() == "a: 1\n"
-    assert (download(client, run_id, "checkpoints/last", tmp_path) / "deep/weights.bin").read_bytes() == bytes(range(256))
+    assert (download(client, run_id, "checkpoints/last", tmp_path) / "deep/weights.bin").read_bytes() == bytes(
+        range(256)
+    )
     assert download(client, run_id, "text/note", tmp_path).is_dir()
     assert download(client, run_id, "html/page.html", tmp_path).read_text() == "<p>hello</p>"
 

@@ -524,9 +524,16 @@ def test_child_runs_end_with_their_parent(tmp_path: Path) -> None:
 
 
 def test_children_of_a_failed_run_fail(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), trackhub.init(dir=tmp_path) as parent:
-        child = parent.child("c")
-        raise ZeroDivisionError("x")
+    children = []
+
+    def fail() -> None:
+        with trackhub.init(dir=tmp_path) as parent:
+            children.append(parent.child("c"))
+            raise ZeroDivisionError("x")
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    [child] = children
     assert ended(child) == ("failed", "ZeroDivisionError: x")
 
 

@@ -103,9 +103,7 @@ def current() -> Tracker:
     return tracker
 
 
-def options_of(
-    backend: str, loaded: settings.Loaded, arguments: Mapping[str, Any], working_directory: Path
-) -> Any:
+def options_of(backend: str, loaded: settings.Loaded, arguments: Mapping[str, Any], working_directory: Path) -> Any:
     """A backend's options, checked as far as they can be without the vendor's SDK.
 
     Args:

@@ -317,6 +317,27 @@ def test_a_delivery_process_that_dies_with_nothing_to_do_leaves_no_zombie(stage:
     wait_until(lambda: not children.read_text(encoding="utf-8"), "the dead process to be collected", 10)
 
 
+def test_a_log_that_cannot_be_opened_does_not_keep_a_delivery_process_from_starting(stage: Stage) -> None:
+    process = stage.start(
+        """
+        import sys, trackhub
+        tracker = trackhub.init(backends=["lines"])
+        tracker.remote_id("lines")
+        print("open", flush=True)
+        sys.stdin.readline()
+        tracker.log_metrics({"x": 1.0})
+        print(bool(tracker.finish()), flush=True)
+        """
+    )
+    said(process)
+    log = stage.run_directory().log
+    log.unlink()
+    log.mkdir()
+    os.kill(delivery_processes(process.pid)["lines"], signal.SIGKILL)
+    tell(process)
+    assert said(process) == "True"
+
+
 def test_an_idle_delivery_process_uses_next_to_no_processor_time(stage: Stage) -> None:
     process = stage.start(
         """
@@ -507,6 +528,25 @@ def test_a_fork_while_threads_log_does_not_hang(stage: Stage) -> None:
     )
     points = [r for r in records_of(stage.run_directory()) if isinstance(r, MetricsLogged) and "child" in r.values]
     assert sorted(record.step for record in points) == list(range(20))
+
+
+def test_a_forked_child_keeps_none_of_the_parents_descriptors(stage: Stage) -> None:
+    stage.run(
+        """
+        import os, pathlib, trackhub
+        def held():
+            targets = [os.readlink(path) for path in pathlib.Path("/proc/self/fd").iterdir() if os.path.islink(path)]
+            return sorted(target for target in targets if not target.startswith("/proc/"))
+        before = held()
+        with trackhub.init(backends=["lines", "tensorboard"]) as tracker:
+            tracker.log_metrics({"x": 1.0})
+            assert len(held()) > len(before)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if held() == before else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        """
+    )
 
 
 def test_a_forked_child_does_not_hold_the_parents_run_open(stage: Stage) -> None:

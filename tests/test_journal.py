@@ -25,9 +25,9 @@ from journal_helpers import (
     write,
 )
 
-from trackhub import journal
 from trackhub.errors import JournalError, RunFinishedError
-from trackhub.journal import MAX_FRAME_BYTES, JournalReader, JournalWriter, segment_name
+from trackhub.journal import MAX_FRAME_BYTES, JournalReader, JournalWriter, segment_name, writer_is_alive
+from trackhub.journal import writer as journal
 from trackhub.records import MetricsLogged, ParamsLogged, RunEnded, TagsSet, TextLogged
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -318,7 +318,7 @@ def test_a_journal_that_cannot_be_created_leaves_no_writer_behind(
     monkeypatch.setattr(journal, "FIRST_SEGMENT_BYTES", 1 << 62)
     with pytest.raises(OSError, match=r"space|large"):
         JournalWriter(tmp_path, "owner", 1)
-    assert not journal.writer_is_alive(tmp_path, 1)
+    assert not writer_is_alive(tmp_path, 1)
     assert read_all(tmp_path).records == []
     assert list(tmp_path.glob("*.new")) == []
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from journal_helpers import python_command, read_all, run_python, write
 
-from trackhub import journal
 from trackhub.journal import JournalReader, JournalWriter, writer_is_alive
+from trackhub.journal import writer as journal
 from trackhub.records import MetricsLogged, RunEnded, TagsSet
 
 
@@ -29,7 +29,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL_SEGMENTS = """
 import mmap, os, signal, sys, threading, time
 from pathlib import Path
-from trackhub import journal
+from trackhub.journal import writer as journal
 from trackhub.journal import JournalWriter, writer_is_alive
 from trackhub.records import RunEnded, TagsSet
 journal.FIRST_SEGMENT_BYTES, journal.LAST_SEGMENT_BYTES = 4096, 8192

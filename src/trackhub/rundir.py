@@ -5,7 +5,7 @@ process has gone.
 
     <TRACKHUB_DIR>/<run id>/
         run.json                 identity and options, without secrets
-        journal/                 see journal.py
+        journal/                 see journal/__init__.py
         blobs/                   snapshots of files and rich values, taken at the call
         cursors/<backend>.json   see cursor.py
         rejected/<backend>.jsonl records the backend refused, one a line with the reason

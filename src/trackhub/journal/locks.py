@@ -1,0 +1,123 @@
+"""Signs of life: the number a writer takes, and the lock by which others see that it still lives.
+
+Apart because it is about processes, not records: how long a lock is held decides when a run counts as killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import struct
+from pathlib import Path
+
+_WRITER_FILE = re.compile(r"w(\d{4,})(?:\.lock|-s\d{6,}\.journal)")
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_WHOLE_FILE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def _lock_name(writer: int) -> str:
+    return f"w{writer:04d}.lock"
+
+
+# Lock files this process holds: descriptor -> device and inode. Where only POSIX locks are to be had, closing any other
+# descriptor of a locked file would let go of the lock, so a process looks here before it opens one.
+_held_locks: dict[int, tuple[int, int]] = {}
+
+
+def forget_locks_after_fork() -> None:
+    """In a forked child: close the parent's lock files, or the child would keep them locked when the parent ends."""
+    for descriptor in _held_locks:
+        os.close(descriptor)
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=forget_locks_after_fork)
+
+
+def claim_writer_number(directory: Path) -> tuple[int, int]:
+    """Take the next free writer number; gives the descriptor of its lock file, and the number."""
+    taken = [int(match[1]) for name in os.listdir(directory) if (match := _WRITER_FILE.fullmatch(name))]  # noqa: PTH208
+    number = max(taken, default=0)
+    while True:
+        number += 1
+        path = directory / _lock_name(number)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            continue
+        break
+    try:
+        claim = {"locked": _lock_file(descriptor), "pid": os.getpid(), "host": socket.gethostname()}
+        os.write(descriptor, json.dumps(claim).encode())
+        status = os.fstat(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _held_locks[descriptor] = status.st_dev, status.st_ino
+    return descriptor, number
+
+
+def _lock_file(descriptor: int) -> bool:
+    """Lock a file until the descriptor is closed; False where the file system has no locks."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _WHOLE_FILE)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    else:
+        return True
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def release(descriptor: int) -> None:
+    """Let go of the lock file that `claim_writer_number` gave."""
+    if _held_locks.pop(descriptor, None) is not None:
+        os.close(descriptor)
+
+
+def writer_is_alive(directory: Path, writer: int) -> bool:
+    """Whether the process that writes as this writer still has the journal open."""
+    path = directory / _lock_name(writer)
+    try:
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in _held_locks.values():
+            return True
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            pass
+        return _alive_by_process_id(os.read(descriptor, 4096))
+    finally:
+        os.close(descriptor)
+
+
+def _alive_by_process_id(content: bytes) -> bool:
+    """For file systems without locks: a process of the same host can be asked for; one of another host cannot."""
+    try:
+        claim = json.loads(content)
+        if claim["locked"]:
+            return False
+        if claim["host"] != socket.gethostname():
+            return True
+        os.kill(claim["pid"], 0)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

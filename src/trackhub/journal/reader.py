@@ -1,0 +1,340 @@
+"""Reading a journal, also while it is written, and telling a write in progress from damage.
+
+Apart from the writer because it trusts nothing: every length, offset and payload may be wrong, and no file may cost
+more than bounded memory and time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trackhub.errors import JournalError
+from trackhub.journal.frames import (
+    FORMAT_VERSION,
+    FRAME,
+    FRAME_BYTES,
+    HEADER,
+    LAST_SEGMENT_BYTES,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    MAX_SERIES_IN_MEMORY,
+    NOT_DECODED,
+    SEGMENT_NAME,
+    JournalRecord,
+    MetricNames,
+    MetricValues,
+    Position,
+    WriterStarted,
+    crc32,
+    decode,
+    segment_name,
+)
+from trackhub.journal.locks import writer_is_alive
+from trackhub.records import MetricsLogged, RunEnded
+
+_PAYLOAD_START = re.compile(rb"[\x90-\x9f][\x00-\x7f]")
+_READ_BYTES = 1 << 18
+
+
+@dataclass
+class Chunk:
+    """What one `JournalReader.read` found.
+
+    Args:
+        records: In the order they were written, writer by writer.
+        position: Where to go on.
+        owners: Writers that began in this chunk as the run's owner.
+        ends: Writers whose `RunEnded` was in this chunk.
+        damaged: One sentence for each damaged place that was skipped.
+        empty: Whether there was nothing to read.
+    """
+
+    records: list[JournalRecord] = field(default_factory=list)
+    position: Position = field(default_factory=dict)
+    owners: list[int] = field(default_factory=list)
+    ends: dict[int, RunEnded] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    empty: bool = True
+
+
+class JournalReader:
+    """Reads a journal, also while it is written, from any place.
+
+    Args:
+        directory: The run's `journal` directory; may not exist yet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._names: dict[tuple[int, int, int], list[str]] = {}
+        self._nameless: Counter[tuple[int, int, int]] = Counter()
+        self._open_file: tuple[int, int, int] | None = None
+
+    def close(self) -> None:
+        """Close the segment that was read last."""
+        if self._open_file is not None:
+            os.close(self._open_file[2])
+            self._open_file = None
+
+    def segments(self) -> dict[int, list[int]]:
+        """Writer number -> its segment numbers, both in order."""
+        found: dict[int, list[int]] = {}
+        try:
+            entries = os.listdir(self.directory)  # noqa: PTH208 (called often; names are all that is needed)
+        except FileNotFoundError:
+            return found
+        for name in entries:
+            if match := SEGMENT_NAME.fullmatch(name):
+                found.setdefault(int(match[1]), []).append(int(match[2]))
+        return {writer: sorted(found[writer]) for writer in sorted(found)}
+
+    def last_owner(self) -> tuple[int, RunEnded | None]:
+        """The number of the last writer that owned the run (0 for none), and the end it gave the run."""
+        segments = self.segments()
+        for writer in reversed(segments):
+            start = {str(writer): (segments[writer][0], HEADER.size)}
+            if writer not in self.read(start, max_points=1, only=writer).owners:
+                continue
+            # The end is the last thing an owner writes, so its last segment has it.
+            place: Position = {str(writer): (segments[writer][-1], HEADER.size)}
+            while True:
+                chunk = self.read(place, only=writer)
+                if writer in chunk.ends:
+                    return writer, chunk.ends[writer]
+                if chunk.empty:
+                    return writer, None
+                place = chunk.position
+        return 0, None
+
+    def read(
+        self,
+        position: Mapping[str, Iterable[int]],
+        *,
+        max_points: int = 5_000,
+        max_bytes: int = 4 << 20,
+        only: int | None = None,
+    ) -> Chunk:
+        """Read on from a position.
+
+        Args:
+            position: What an earlier chunk gave; empty for the beginning.
+            max_points: Stop after about so many metric values and other records.
+            max_bytes: Stop after about so many bytes of frames.
+            only: Read this writer alone.
+        """
+        chunk = Chunk(position={writer: (place[0], place[1]) for writer, place in _places(position)})
+        budget = _Budget(max_points, max_bytes)
+        self._nameless.clear()
+        for writer, numbers in self.segments().items():
+            if only not in (None, writer):
+                continue
+            place = chunk.position.get(str(writer))
+            number, offset = place or (-1, HEADER.size)
+            while budget.left:
+                later = bisect_right(numbers, number)
+                followed = later < len(numbers)
+                if number >= 0:
+                    offset, ended = self._read_segment(writer, number, offset, chunk, budget, followed=followed)
+                    if not (ended and followed):
+                        break
+                if numbers[later] > number + 1:
+                    missing = segment_name(writer, number + 1)
+                    chunk.damaged.append(f"{missing} is missing, with {numbers[later] - number - 1} segments in all")
+                number, offset = numbers[later], HEADER.size
+            if number >= 0 and place != (number, offset):
+                chunk.position[str(writer)] = (number, offset)
+                chunk.empty = False
+        for (writer, number, names_at), count in self._nameless.items():
+            name = segment_name(writer, number)
+            chunk.damaged.append(f"{name} at {names_at}: metric names damaged, and {count} records of metrics lost")
+        return chunk
+
+    def _read_segment(
+        self, writer: int, number: int, offset: int, chunk: Chunk, budget: _Budget, *, followed: bool
+    ) -> tuple[int, bool]:
+        """Read frames from `offset`; give back where it stopped, and whether that was the end of the segment."""
+        try:
+            descriptor = self._descriptor(writer, number)
+        except FileNotFoundError:
+            return offset, True
+        began, ended = offset, False
+        while budget.left and not ended:
+            data = os.pread(descriptor, _READ_BYTES, offset)
+            at = 0
+            while budget.left and (payload := _payload_at(data, at)):
+                self._take(writer, number, offset + at, payload, chunk, budget)
+                at += FRAME_BYTES + len(payload)
+            offset += at
+            if at > 0:
+                continue
+            if payload := _payload_in_file(descriptor, offset, data):
+                self._take(writer, number, offset, payload, chunk, budget)
+                offset += FRAME_BYTES + len(payload)
+                continue
+            onward = self._pass_over(writer, number, offset, data, chunk, followed=followed)
+            if onward is None:
+                break
+            offset, ended = onward
+        if began == HEADER.size and (offset > began or (ended and followed)):
+            header = os.pread(descriptor, HEADER.size, 0)
+            if header[:8] != MAGIC or header[8:12] == bytes(4):
+                chunk.damaged.append(f"{segment_name(writer, number)}: its header is damaged")
+        return offset, ended
+
+    def _descriptor(self, writer: int, number: int) -> int:
+        if self._open_file is not None:
+            if self._open_file[:2] == (writer, number):
+                return self._open_file[2]
+            self.close()
+        path = self.directory / segment_name(writer, number)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        header = os.pread(descriptor, HEADER.size, 0)
+        if len(header) == HEADER.size and header[:8] == MAGIC:
+            version = HEADER.unpack(header)[1]
+            if version > FORMAT_VERSION:
+                os.close(descriptor)
+                raise JournalError(
+                    f"{path} was written in format {version}; this trackhub reads up to {FORMAT_VERSION}: upgrade it"
+                )
+        self._open_file = (writer, number, descriptor)
+        return descriptor
+
+    def _take(self, writer: int, number: int, offset: int, payload: bytes, chunk: Chunk, budget: _Budget) -> None:
+        budget.spend(1, len(payload))
+        try:
+            record = decode(payload)
+        except NOT_DECODED as error:
+            chunk.damaged.append(f"{segment_name(writer, number)} at {offset}: not a known record ({error})")
+            return
+        if isinstance(record, MetricValues):
+            names = self._metric_names(writer, number, record.names_at)
+            count = len(record.values) // 8
+            if names is None or len(names) != count or len(record.values) % 8:
+                self._nameless[writer, number, record.names_at] += 1
+                return
+            budget.spend(count - 1, 0)
+            values = struct.unpack(f">{count}d", record.values)
+            chunk.records.append(MetricsLogged(record.time_ns, record.step, dict(zip(names, values, strict=True))))
+        elif isinstance(record, MetricNames):
+            self._remember_names(writer, number, offset, record.names)
+        elif isinstance(record, WriterStarted):
+            if record.role == "owner":
+                chunk.owners.append(writer)
+        else:
+            if isinstance(record, RunEnded):
+                chunk.ends[writer] = record
+            chunk.records.append(record)
+
+    def _remember_names(self, writer: int, number: int, offset: int, names: list[str]) -> None:
+        if len(self._names) >= MAX_SERIES_IN_MEMORY:
+            self._names.clear()
+        self._names[writer, number, offset] = names
+
+    def _metric_names(self, writer: int, number: int, offset: int) -> list[str] | None:
+        names = self._names.get((writer, number, offset))
+        if names is not None:
+            return names
+        descriptor = self._descriptor(writer, number)
+        payload = _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset))
+        if not payload:
+            return None
+        try:
+            record = decode(payload)
+        except NOT_DECODED:
+            return None
+        if not isinstance(record, MetricNames):
+            return None
+        self._remember_names(writer, number, offset, record.names)
+        return record.names
+
+    def _pass_over(
+        self, writer: int, number: int, offset: int, data: bytes, chunk: Chunk, *, followed: bool
+    ) -> tuple[int, bool] | None:
+        """There is no whole frame at `offset`: it is the end, being written, or damaged.
+
+        Gives where to go on, and whether the segment has ended; None to look again later.
+        """
+        complete = followed or not writer_is_alive(self.directory, writer)
+        if not complete and not data.strip(b"\0"):
+            return None
+        descriptor = self._descriptor(writer, number)
+        # Read anew: the writer may have gone on, and then ended.
+        rest = os.pread(descriptor, min(os.fstat(descriptor).st_size, LAST_SEGMENT_BYTES + MAX_FRAME_BYTES), offset)
+        following = _find_frame(rest)
+        # A frame is written when the one before it is whole, so what there is here now is all there will be.
+        if _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset)):
+            return offset, False
+        name = segment_name(writer, number)
+        if following:
+            chunk.damaged.append(f"{name} at {offset}: {following} damaged bytes skipped")
+            return offset + following, False
+        if not complete:
+            return None
+        tail = len(rest.rstrip(b"\0"))
+        if tail:
+            chunk.damaged.append(f"{name} at {offset}: the last write was cut short ({tail} bytes)")
+        return offset + tail, True
+
+
+def _payload_at(data: bytes, at: int) -> bytes | None:
+    """The payload of the frame at `at`, if the frame is whole."""
+    if at + FRAME_BYTES > len(data):
+        return None
+    size, crc = FRAME.unpack_from(data, at)
+    stop = at + FRAME_BYTES + size
+    if size == 0 or size > MAX_FRAME_BYTES or stop > len(data):
+        return None
+    payload = data[at + FRAME_BYTES : stop]
+    return payload if crc32(payload) == crc else None
+
+
+def _payload_in_file(descriptor: int, offset: int, data: bytes) -> bytes | None:
+    """The same for a frame of any size in a file, given the first bytes of it."""
+    if len(data) < FRAME_BYTES:
+        return None
+    size = FRAME.unpack_from(data)[0]
+    if size == 0 or size > MAX_FRAME_BYTES or size + FRAME_BYTES <= len(data):
+        return None
+    return _payload_at(os.pread(descriptor, size + FRAME_BYTES, offset), 0)
+
+
+def _find_frame(data: bytes) -> int | None:
+    """Where the first whole frame behind the beginning is."""
+    # A limit on the work: a hostile file may look like a frame at every byte.
+    left = 4 * MAX_FRAME_BYTES
+    for match in _PAYLOAD_START.finditer(data, FRAME_BYTES + 1):
+        at = match.start() - FRAME_BYTES
+        size = FRAME.unpack_from(data, at)[0]
+        if size <= min(MAX_FRAME_BYTES, len(data) - at - FRAME_BYTES):
+            left -= size
+            if left < 0:
+                break
+            if _payload_at(data, at):
+                return at
+    return None
+
+
+class _Budget:
+    def __init__(self, points: int, size: int) -> None:
+        self._points, self._bytes = points, size
+
+    @property
+    def left(self) -> bool:
+        return self._points > 0 and self._bytes > 0
+
+    def spend(self, points: int, size: int) -> None:
+        self._points -= points
+        self._bytes -= size
+
+
+def _places(position: Mapping[str, Iterable[int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for writer, place in position.items():
+        segment, offset = place
+        yield writer, (segment, offset)

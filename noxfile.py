@@ -89,8 +89,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against other ways to log, and print a table; arguments after `--` go to the benchmarks."""
+    """Measure against other ways to log, and print a table; arguments after `--` go to the benchmarks.
+
+    With TRACKHUB_BENCH_LIGHTNING=1 Lightning is installed and measured too; that may download gigabytes of torch.
+    """
     install_wheel(session)
+    if os.environ.get("TRACKHUB_BENCH_LIGHTNING") == "1":
+        session.install(*group("lightning"))
     session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": None})
 
 

@@ -157,6 +157,18 @@ def test_a_long_journal_comes_in_several_chunks_each_point_once(scene: Scene) ->
     assert report_of(scene).points == 50_000
 
 
+def test_an_ended_run_of_several_chunks_is_opened_and_closed_once_with_its_own_status(scene: Scene) -> None:
+    writer = scene.writer()
+    for step in range(6_000):
+        writer.append_metrics({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}, step, step)
+    writer.append(RunEnded(6_000, "finished"))
+    writer.close()
+    settle(scene.delivery())
+    assert scene.calls("write_metrics") == ["open", "close", "disconnect"]
+    assert len(scene.points()) == 30_000
+    assert [line["status"] for line in calls_in(scene.lines) if line["call"] == "close"] == ["finished"]
+
+
 def test_a_few_records_at_a_time_are_gathered_rather_than_sent_one_by_one(scene: Scene) -> None:
     writer, delivery = scene.writer(), scene.delivery()
     settle(delivery)

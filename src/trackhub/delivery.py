@@ -23,7 +23,7 @@ from trackhub import lowering
 from trackhub.backend import Backend, RunInfo
 from trackhub.cursor import BackendReport, Cursor, NoteCount
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
-from trackhub.journal import Chunk, JournalReader, Position, writer_is_alive
+from trackhub.journal import Chunk, JournalReader, writer_is_alive
 from trackhub.records import Deliverable, EndStatus, MetricsLogged, RunEnded
 from trackhub.rundir import RunDirectory
 
@@ -37,8 +37,6 @@ PARENT_PATIENCE_SECONDS = 5.0
 CLAIM_POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 5.0
 MAX_REJECTED_EXAMPLES = 5
-MUCH_BYTES = 128 * 1024
-"""Of journal, in one chunk: after less than this there is no hurry to look for more. Below what any full chunk has."""
 
 _log = logging.getLogger("trackhub.delivery")
 
@@ -228,14 +226,10 @@ class Delivery:
         self._open()
         while self._batches:
             self._write_next_batch()
-        if self._commit():
-            return True
-        # A few records at a time, as they come, would keep backend and processor busy: let some more gather.
-        ending = self._ending()
-        if ending is not None and self._ended is not None and self._ended[0] == ending[0]:
-            # The owner had gone before the chunk was read: all of its records have arrived, its end among them.
-            return self._close(*ending)
-        return ending is not None
+        full = self._commit()
+        # A few records at a time, as they come, would keep backend and processor busy: let some more gather. An ended
+        # run is closed when the next look finds nothing more.
+        return full or self._ending() is not None
 
     def _accept(self, chunk: Chunk) -> None:
         if chunk.owners and self._cursor.owner:
@@ -297,7 +291,7 @@ class Delivery:
         tally.rejected_lines.append(json.dumps(line, default=_as_dict).encode(errors="backslashreplace") + b"\n")
 
     def _commit(self) -> bool:
-        """Remember that the chunk has arrived; True if it was so large that there is probably more."""
+        """Remember that the chunk has arrived; True if it was full, so that there is probably more."""
         chunk, cursor, tally = self._chunk, self._cursor, self._tally
         assert chunk is not None
         state = self._get_backend().checkpoint()
@@ -308,7 +302,6 @@ class Delivery:
             tally.rejected_lines.clear()
         if state is not None:
             cursor.state = dict(state)
-        much = _is_much(cursor.position, chunk.position)
         cursor.position = chunk.position
         cursor.closed_owner = 0
         for owner in chunk.owners:
@@ -321,7 +314,7 @@ class Delivery:
         tally.enter(cursor.report)
         self._forget_chunk()
         self._save()
-        return much
+        return chunk.full
 
     def _forget_chunk(self) -> None:
         self._chunk = None
@@ -482,16 +475,6 @@ class Delivery:
             self._cursor.report.suspended = f"{self.version}: {type(error).__name__}: {error}"
             self._save_quietly(None)
         self.release()
-
-
-def _is_much(before: Position, after: Position) -> bool:
-    size = 0
-    for writer, (segment, offset) in after.items():
-        earlier_segment, earlier_offset = before.get(writer, (segment, 0))
-        if segment != earlier_segment:
-            return True
-        size += offset - earlier_offset
-    return size >= MUCH_BYTES
 
 
 def _halve(batch: _Batch) -> tuple[_Batch, _Batch] | None:

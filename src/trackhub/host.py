@@ -146,10 +146,8 @@ class DeliveryProcess:
                 _log.warning(
                     "trackhub: the delivery process of %s cannot be started (%s); trying again", self.backend, error
                 )
+            self._close_pipe()
             self._note_failure()
-            return
-        for path, options in self._runs.items():
-            self._send(_run_message(path, options))
 
     def _start(self, log: Path) -> None:
         # -P: a file called mlflow.py in the working directory is the user's, not the vendor's.
@@ -159,10 +157,12 @@ class DeliveryProcess:
         environment.pop("PYTHONWARNINGS", None)
         environment.pop("PYTHONINSPECT", None)
         with contextlib.ExitStack() as descriptors:
-            reader, writer = os.pipe()
+            reader, self._pipe = os.pipe()
             descriptors.callback(os.close, reader)
-            on_failure = descriptors.enter_context(contextlib.ExitStack())
-            on_failure.callback(os.close, writer)
+            os.set_blocking(self._pipe, False)
+            # Told before it begins: if this process is killed right after, the other one still knows what to deliver.
+            for path, options in self._runs.items():
+                self._send(_run_message(path, options))
             output = _open_log(log)
             descriptors.callback(os.close, output)
             # posix_spawn does not copy the training process, however large it is.
@@ -180,11 +180,7 @@ class DeliveryProcess:
                 setsigmask=(),
                 setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
             )
-            on_failure.pop_all()
         _yield_to_training(self.process_id)
-        os.set_blocking(writer, False)
-        self._pipe = writer
-        self._unsent = b""
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._unsent += json.dumps(message).encode() + b"\n"

@@ -230,3 +230,20 @@ def test_killed_training_is_complete_and_killed_in_mlflow(
     assert remote_id == run.cursor("mlflow").remote_id
     assert (status, exact) == ("KILLED", "True")
     assert int(count) >= calls
+
+
+def test_training_killed_the_moment_its_delivery_process_begins_is_still_delivered(stage: Stage) -> None:
+    process = stage.start(
+        """
+        import os, signal, trackhub
+        spawn = os.posix_spawn
+        def spawn_and_die(*arguments, **more):
+            spawn(*arguments, **more)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.posix_spawn = spawn_and_die
+        trackhub.init(backends=["lines"], params={"lr": 0.1})
+        """
+    )
+    process.wait(30)
+    stage.wait_closed("lines")
+    assert stage.run_directory().cursor("lines").closed_status == "killed"

@@ -54,6 +54,7 @@ class Chunk:
         ends: Writers whose `RunEnded` was in this chunk.
         damaged: One sentence for each damaged place that was skipped.
         empty: Whether there was nothing to read.
+        full: Whether reading stopped because there was enough for one chunk.
     """
 
     records: list[JournalRecord] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Chunk:
     ends: dict[int, RunEnded] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     empty: bool = True
+    full: bool = False
 
 
 class JournalReader:
@@ -154,6 +156,7 @@ class JournalReader:
         for (writer, number, names_at), count in self._nameless.items():
             name = segment_name(writer, number)
             chunk.damaged.append(f"{name} at {names_at}: metric names damaged, and {count} records of metrics lost")
+        chunk.full = not budget.left
         return chunk
 
     def _read_segment(

@@ -36,7 +36,7 @@ os.kill(os.getpid(), 9)
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in os.environ:
-        if name.startswith(("TRACKHUB_", "MLFLOW_")):
+        if name.startswith(("TRACKHUB_", "MLFLOW_")) or name in ("FORCE_COLOR", "NO_COLOR"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path

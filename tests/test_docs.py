@@ -138,7 +138,11 @@ def test_every_variable_that_a_page_names_exists() -> None:
         known |= {
             f"TRACKHUB_{backend.upper()}_{name.upper()}" for name in plugins.find_backend(backend).Options.model_fields
         }
-    known |= {"TRACKHUB_JSONLINES_PATH", "TRACKHUB_TEST_TORCH", "TRACKHUB_BENCH_LIGHTNING"}  # the example of a plugin; noxfile.py
+    known |= {
+        "TRACKHUB_JSONLINES_PATH",
+        "TRACKHUB_TEST_TORCH",
+        "TRACKHUB_BENCH_LIGHTNING",
+    }  # the example of a plugin; noxfile.py
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         named = set(re.findall(r"\bTRACKHUB_[A-Z_]*[A-Z]\b(?!_)", page.read_text(encoding="utf-8")))
         assert named <= known, name_of(page)

@@ -33,10 +33,14 @@ os.kill(os.getpid(), 9)
 """
 
 
+COLOUR_VARIABLES = ("CLICOLOR_FORCE", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE")
+"""By which whoever runs the tests, nox for one, may make typer and rich take a pipe for a terminal."""
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in os.environ:
-        if name.startswith(("TRACKHUB_", "MLFLOW_")) or name in ("FORCE_COLOR", "NO_COLOR"):
+        if name.startswith(("TRACKHUB_", "MLFLOW_")) or name in COLOUR_VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -212,9 +212,9 @@ def test_a_shortened_key_cannot_be_forged() -> None:
 @pytest.mark.parametrize(
     ("given_uri", "resolved"),
     [
-        (None, "sqlite:////work/here/mlflow.db"),
-        ("sqlite:///a/../b.db?timeout=3", "sqlite:////work/here/b.db?timeout=3"),
-        ("sqlite+pysqlite:///b.db", "sqlite+pysqlite:////work/here/b.db"),
+        (None, "sqlite:////data/here/mlflow.db"),
+        ("sqlite:///a/../b.db?timeout=3", "sqlite:////data/here/b.db?timeout=3"),
+        ("sqlite+pysqlite:///b.db", "sqlite+pysqlite:////data/here/b.db"),
         ("sqlite:////abs/b.db", "sqlite:////abs/b.db"),
         ("http://host:5000/prefix", "http://host:5000/prefix"),
         ("postgresql+psycopg2://u:p@host/db", "postgresql+psycopg2://u:p@host/db"),
@@ -222,7 +222,7 @@ def test_a_shortened_key_cannot_be_forged() -> None:
     ],
 )
 def test_a_relative_sqlite_file_is_made_absolute(given_uri: str | None, resolved: str) -> None:
-    options = MlflowBackend.resolve(MlflowOptions(tracking_uri=given_uri), Path("/work/here"))
+    options = MlflowBackend.resolve(MlflowOptions(tracking_uri=given_uri), Path("/data/here"))
     assert options.tracking_uri == resolved
     assert MlflowBackend.resolve(options, Path("/elsewhere")) == options
 

@@ -686,7 +686,8 @@ def test_a_delivery_in_a_process_that_is_stopped_goes_on_when_it_is_continued(st
 def test_what_the_terminal_sends_reaches_the_training_process_alone(stage: Stage, what: signal.Signals) -> None:
     process = stage.start(
         """
-        import time, trackhub
+        import signal, time, trackhub
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
         with trackhub.init(backends=["lines", "tensorboard"]) as tracker:
             tracker.remote_id("lines"), tracker.remote_id("tensorboard")
             tracker.log_metrics({"x": 1.0}, step=0)

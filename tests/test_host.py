@@ -585,7 +585,7 @@ def test_a_forked_child_does_not_hold_the_parents_run_open(stage: Stage) -> None
         ("sys.exit(0)", 0, "finished", None),
         ("os._exit(0)", 0, "killed", None),
         ("os.abort()", None, "killed", None),
-        ("os.kill(os.getpid(), signal.SIGTERM)", None, "killed", None),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, "killed", "SIGTERM"),
         ("os.execv('/bin/true', ['true'])", 0, "killed", None),
     ],
 )

@@ -104,8 +104,8 @@ def test_a_metric_value_becomes_its_float(value: object, expected: float) -> Non
     assert result == expected
 
 
-@pytest.mark.parametrize("value", [math.nan, np.float32("nan"), Decimal("NaN"), np.array([np.nan]), np.ma.masked])
-def test_nan_is_kept_and_a_masked_value_is_nan(value: object) -> None:
+@pytest.mark.parametrize("value", [math.nan, np.float32("nan"), Decimal("NaN"), np.array([np.nan]), np.ma.masked, None])
+def test_nan_is_kept_and_what_is_no_number_yet_is_nan(value: object) -> None:
     assert math.isnan(plain_scalar(value, "loss"))
 
 
@@ -118,7 +118,6 @@ def test_every_float_and_every_integer_in_range_is_kept(number: float, whole: in
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        (None, "leave it out"),
         ("0.5", "float(...)"),
         (np.str_("0.5"), "float(...)"),
         (b"0.5", "bytes"),

@@ -38,6 +38,7 @@ ALL = {
     "dir": ("TRACKHUB_DIR", "dir", "d", Path("d")),
     "mode": ("TRACKHUB_MODE", "mode", "offline", "offline"),
     "finish_timeout": ("TRACKHUB_FINISH_TIMEOUT", "finish_timeout", "7", 7.0),
+    "termination_timeout": ("TRACKHUB_TERMINATION_TIMEOUT", "termination_timeout", "9", 9.0),
 }
 
 
@@ -56,7 +57,7 @@ def test_arguments_win_over_variables_over_the_file_over_the_default(
     Path("trackhub.toml").write_text(f'{key} = "{text}"\n')
     assert getattr(load().settings, field) == value
     assert load().sources[field] == str(Path("trackhub.toml").absolute())
-    other = {"mode": "disabled", "finish_timeout": "8"}.get(field, "other")
+    other = {"mode": "disabled", "finish_timeout": "8", "termination_timeout": "8"}.get(field, "other")
     Path("trackhub.toml").write_text(f'{key} = "{other}"\n')
     monkeypatch.setenv(variable, text)
     assert getattr(load().settings, field) == value

@@ -1,7 +1,7 @@
 """The runs that are active in this process: which one is in force, and what happens to them at a fork or at the exit.
 
 Apart from the tracker because it is about the process: one exit handler, one exception hook and one fork handler for
-all runs, however many there are.
+all runs, however many there are. What SIGTERM does is in `termination.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import atexit
 import contextvars
 import os
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -24,7 +28,11 @@ class ActiveRun(Protocol):
         """Whether the run has been finished in this process."""
         ...
 
-    def end_at_exit(self, status: EndStatus, error: str | None) -> None:
+    def end_records(self, status: EndStatus, error: str | None) -> None:
+        """Write the end of the run into its journal, without waiting for anything."""
+        ...
+
+    def end(self, status: EndStatus, error: str | None) -> None:
         """Finish, because the process ends."""
         ...
 
@@ -37,7 +45,10 @@ _in_force: contextvars.ContextVar[ActiveRun | None] = contextvars.ContextVar("tr
 _runs: dict[int, ActiveRun] = {}
 """The runs that have not finished, in the order they started, by `id()`: also one whose tracker nobody holds any more
 is ended when the process ends."""
+_unsettled: dict[int, ActiveRun] = {}
+"""The runs that have finished, and whose deliveries are waited for, or will be when the process ends."""
 _uncaught: BaseException | None = None
+_terminated_at: float | None = None
 _watching_exceptions = False
 
 
@@ -60,6 +71,38 @@ def leave(run: ActiveRun, earlier: ActiveRun | None) -> None:
         _in_force.set(earlier)
 
 
+def wait_at_exit(run: ActiveRun) -> None:
+    """Have the deliveries of a run that has finished waited for when the process ends."""
+    _unsettled[id(run)] = run
+
+
+@contextmanager
+def settling(run: ActiveRun) -> Iterator[None]:
+    """While the deliveries of a run that has finished are waited for."""
+    _unsettled[id(run)] = run
+    try:
+        yield
+    finally:
+        _unsettled.pop(id(run), None)
+
+
+def all_runs() -> list[ActiveRun]:
+    """The runs that have not finished, and then those whose deliveries are still waited for."""
+    return [*_runs.values(), *_unsettled.values()]
+
+
+def note_termination() -> None:
+    """The process has been told to end: its runs end as killed, whatever it still does."""
+    global _terminated_at
+    if _terminated_at is None:
+        _terminated_at = time.monotonic()
+
+
+def seconds_since_termination() -> float | None:
+    """How long ago the process was told to end; None if it was not."""
+    return None if _terminated_at is None else time.monotonic() - _terminated_at
+
+
 def in_force() -> ActiveRun | None:
     """The run in force in this context; in a thread that was started without one, the process's last."""
     run = _in_force.get()
@@ -69,7 +112,9 @@ def in_force() -> ActiveRun | None:
 
 
 def end_of(error: BaseException | None) -> tuple[EndStatus, str | None]:
-    """How a run ends that this exception ended: Ctrl-C kills it, `sys.exit()` finishes it, others fail it."""
+    """How a run ends that this ended: Ctrl-C and SIGTERM kill it, `sys.exit()` finishes it, an exception fails it."""
+    if _terminated_at is not None or (isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM):
+        return "killed", "SIGTERM"
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "finished", None
     if isinstance(error, KeyboardInterrupt):
@@ -92,12 +137,19 @@ def _watch_exceptions() -> None:
 
 @atexit.register
 def _end_all() -> None:
-    for run in list(_runs.values()):
-        if not run.finished:
-            run.end_at_exit(*end_of(_uncaught))
+    end = end_of(_uncaught)
+    runs = all_runs()
+    for run in runs:
+        run.end_records(*end)
+    for run in runs:
+        run.end(*end)
 
 
 def _continue_after_fork() -> None:
+    global _terminated_at
+    # The parent waits for what it has finished; what it was told is not the child's.
+    _unsettled.clear()
+    _terminated_at = None
     for run in list(_runs.values()):
         run.continue_after_fork()
 

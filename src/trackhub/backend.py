@@ -68,6 +68,8 @@ class RunInfo:
         parent_remote_id: For a child run, what the same backend's `open` gave as the parent's `remote_id`.
         attempt: 1 for the first process that writes this run, 2 for the first that resumes it, and so on.
         working_directory: Where the training process was started; relative paths in options are relative to it.
+        reserved_params: Names of params that the place where the run takes place logs by itself at a vendor it knows,
+            in a spelling of its own, into a run that it has made.
     """
 
     id: str
@@ -78,6 +80,7 @@ class RunInfo:
     parent_remote_id: str | None = None
     attempt: int = 1
     working_directory: Path = field(default_factory=Path.cwd)
+    reserved_params: frozenset[str] = frozenset()
 
     def path_of(self, file: StoredFile) -> Path:
         """The file or directory that a record's `file` names."""
@@ -134,7 +137,8 @@ class Backend(ABC):
     else is taken for a bug of the backend: its delivery is suspended, with name and version in the report; the
     data stays.
 
-    All methods of one object are called from one thread, in a process of its own unless `needs_training_process`.
+    All methods of one object are called one at a time: in a process of its own, or in threads of the training process
+    if it `needs_training_process`.
     Import the vendor's SDK inside `open`, never at module level.
     """
 

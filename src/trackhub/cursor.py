@@ -6,7 +6,6 @@ atomic rename, so a reader sees either the old state or the new one.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from trackhub.journal import Position
+from trackhub.journal import Position, is_locked, lock_file
 from trackhub.records import EndStatus
 
 MAX_EXAMPLES = 5
@@ -155,13 +154,14 @@ class CursorFile:
         self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            # Where there are no locks: two deliveries of one run do no harm beyond work done twice.
+            lock_file(descriptor, wait=False)
+        except BlockingIOError:
             os.close(descriptor)
             return False
-        except OSError:
-            # No locks on this file system: carry on; two deliveries of one run do no harm beyond work done twice.
-            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         self._lock = descriptor
@@ -173,11 +173,22 @@ class CursorFile:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a process, this one included, delivers this run to this backend now."""
+        if self._lock is not None:
+            return True
+        try:
+            descriptor = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return is_locked(descriptor)
+        finally:
+            os.close(descriptor)
+
     def holder(self) -> int | None:
         """The process that wrote its id when it last claimed this cursor, for messages."""
         with suppress(OSError, ValueError):
-            if self._lock is not None:
-                # Opening and closing the file would let go of the lock: that is how POSIX has it.
-                return int(os.pread(self._lock, 32, 0))
             return int(self._lock_path.read_bytes())
         return None

@@ -158,7 +158,7 @@ class Delivery:
         try:
             if not self.run.exists:
                 return None
-            if not self._claim():
+            if not self.claim():
                 return CLAIM_POLL_SECONDS
             progressed = self._step()
         except _ParentNotOpen as problem:
@@ -180,6 +180,23 @@ class Delivery:
             return 0.0
         return None if self._is_settled() else IDLE_POLL_SECONDS
 
+    def claim(self) -> bool:
+        """Become the one delivery of this run to this backend, as `pump` does; False while there is another."""
+        if self._claimed:
+            return True
+        if not self._cursor_file.claim():
+            return False
+        self._cursor = self._cursor_file.load()
+        self._cursor.report.version = self.version
+        self._cursor.report.suspended = None
+        self._claimed = True
+        return True
+
+    def abandon_after_fork(self) -> None:
+        """In a forked child: close the parent's files and do nothing else."""
+        self._reader.close()
+        self._cursor_file.release()
+
     def release(self) -> None:
         """Let go of everything without ending the run, so that another process can deliver the rest."""
         self._disconnect()
@@ -195,17 +212,6 @@ class Delivery:
         if self._claimed and self.troubled:
             self.release()
             self._claim_at = self._clock() + HAND_OVER_SECONDS
-
-    def _claim(self) -> bool:
-        if self._claimed:
-            return True
-        if not self._cursor_file.claim():
-            return False
-        self._cursor = self._cursor_file.load()
-        self._cursor.report.version = self.version
-        self._cursor.report.suspended = None
-        self._claimed = True
-        return True
 
     def _is_settled(self) -> bool:
         """Whether nothing more can come: the run is closed (or never began), and no forked worker still writes it."""
@@ -416,6 +422,7 @@ class Delivery:
                 parent_remote_id=self._parent_remote_id,
                 attempt=max(self._cursor.attempts + new_owners, 1),
                 working_directory=Path(manifest.working_directory),
+                reserved_params=frozenset(manifest.reserved_params),
             )
         return self._info
 

@@ -2,7 +2,8 @@
 
 Apart from the delivery because it knows processes and nothing of backends. The training side keeps the processes
 alive and tells them, through a pipe, which runs to deliver; secrets go the same way and are written nowhere. The other
-side is `delivery_process.py`, which outlives the training process until everything has arrived.
+side is `delivery_process.py`, which outlives the training process until everything has arrived. What has to be
+delivered in the training process itself (`inline.py`) is looked after by the same thread.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trackhub.rundir import RunDirectory
 from trackhub.settings import delivery_environment
+
+if TYPE_CHECKING:
+    from trackhub.inline import InlineDelivery
 
 SYNC_INTERVAL_SECONDS = 1.0
 NICENESS = 19
@@ -49,7 +53,8 @@ class DeliveryProcess:
         self._deaths = 0
         self._started_at = 0.0
         self._start_at = 0.0
-        self._lock = threading.Lock()
+        # A signal handler may finish runs in the middle of anything here.
+        self._lock = threading.RLock()
 
     def deliver(self, run: RunDirectory, options: Mapping[str, Any]) -> None:
         """Have a run delivered; starts the process if there is none."""
@@ -206,12 +211,13 @@ class DeliveryProcess:
 
 
 class Host:
-    """All delivery processes of this process, and the thread that looks after them and syncs journals to disk."""
+    """All deliveries of this process, and the thread that looks after them and syncs journals to disk."""
 
     def __init__(self) -> None:
         self._processes: dict[str, DeliveryProcess] = {}
+        self._inline: dict[tuple[Path, str], InlineDelivery] = {}
         self._syncs: dict[object, Callable[[], None]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._troubled: set[object] = set()
 
@@ -234,6 +240,8 @@ class Host:
 
     def given_ns(self, run: RunDirectory, backend: str) -> int:
         """When `deliver` was last called for a run and a backend; 0 for never."""
+        if inline := self._inline.get((run.path.absolute(), backend)):
+            return inline.given_ns
         process = self._processes.get(backend)
         return process.given_ns(run) if process else 0
 
@@ -244,10 +252,37 @@ class Host:
                 process = self._processes.setdefault(name, DeliveryProcess(name))
             process.deliver(run, options)
 
+    def deliver_here(self, run: RunDirectory, backend: str, make_delivery: Callable[[], InlineDelivery]) -> None:
+        """Have a run delivered in this process, now and then and whenever somebody waits.
+
+        Args:
+            run: The run.
+            backend: The backend's name.
+            make_delivery: Makes the delivery, unless the run is being delivered to that backend already.
+        """
+        place = run.path.absolute(), backend
+        with self._lock:
+            if place not in self._inline:
+                self._inline[place] = make_delivery()
+
     def wake(self) -> None:
-        """Have all deliveries look at once."""
+        """Have all deliveries look at once, and those of this process deliver all they can."""
         for process in list(self._processes.values()):
             process.wake()
+        for inline in list(self._inline.values()):
+            inline.want()
+        self.advance(to_the_end=True)
+
+    def advance(self, *, to_the_end: bool) -> None:
+        """Deliver what is due in this process.
+
+        Args:
+            to_the_end: Whether all of it; else a part of each run.
+        """
+        for place, inline in list(self._inline.items()):
+            inline.advance(to_the_end=to_the_end)
+            if inline.ended:
+                self._inline.pop(place, None)
 
     def forget(self, run: RunDirectory, backend: str) -> None:
         """A run is complete at a backend."""
@@ -263,9 +298,12 @@ class Host:
         """End all delivery processes; what they have not delivered stays in the journals."""
         with self._lock:
             processes, self._processes = list(self._processes.values()), {}
+            inlines, self._inline = list(self._inline.values()), {}
         for process in processes:
             process.stop()
         until = time.monotonic() + timeout_seconds
+        for inline in inlines:
+            inline.stop(until - time.monotonic())
         for process in processes:
             if not process.wait(until - time.monotonic()) and process.process_id is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -276,6 +314,8 @@ class Host:
         """In a forked child: let go of what belongs to the parent's host."""
         for process in self._processes.values():
             process.close_after_fork()
+        for inline in self._inline.values():
+            inline.abandon_after_fork()
 
     def _look_after(self) -> None:
         pause = threading.Event()
@@ -295,6 +335,7 @@ class Host:
                             error,
                         )
             self.keep_alive()
+            self.advance(to_the_end=False)
 
 
 _host = Host()

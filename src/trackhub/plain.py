@@ -31,7 +31,7 @@ _NOT_TEXTUAL = (str, bytes, bytearray, memoryview)
 
 
 def plain_scalar(value: object, name: str) -> float:
-    """A metric's value as float64. NaN and infinities are kept; a masked NumPy value is NaN.
+    """A metric's value as float64. NaN and infinities are kept; None and a masked NumPy value, no number yet, are NaN.
 
     Args:
         value: A Python number, Decimal or Fraction, an array of one element, or anything with `__float__`.
@@ -43,7 +43,11 @@ def plain_scalar(value: object, name: str) -> float:
 
     >>> plain_scalar(True, "done")
     1.0
+    >>> plain_scalar(None, "recall")
+    nan
     """
+    if value is None:
+        return math.nan
     return value if type(value) is float else real_number(value, f"metric {name!r}")
 
 

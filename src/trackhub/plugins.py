@@ -1,4 +1,4 @@
-"""Finding a backend by its name: pluggy's hook, the built-in backends, and what other packages bring.
+"""Finding a backend by its name, and what knows the place the process runs in: pluggy's hooks, and who implements them.
 
 Apart so that loading is in one place: a backend is imported when it is asked for by name and never otherwise, so a
 stranger's broken plugin hurts nobody. pluggy registers and finds; it never carries data.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pluggy
 
 from trackhub.backend import Backend
+from trackhub.context import RunContext
 from trackhub.errors import SettingsError, UnknownBackendError
 
 if TYPE_CHECKING:
@@ -21,20 +24,30 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "trackhub"
 BUILT_IN = {
+    "katib": "trackhub.backends.katib",
+    "kfp": "trackhub.backends.kfp",
     "mlflow": "trackhub.backends.mlflow",
     "tensorboard": "trackhub.backends.tensorboard",
 }
 """Name -> module. The same hook as any plugin's is called in it; being listed here only saves the look-up."""
+CONTEXTS = {
+    "trackhub.backends.kfp.context": ("_KFP_RUNTIME", "kfp.dsl.executor"),
+}
+"""Module -> signs that it may know the place the process runs in: a variable that is set, a module that is loaded."""
 
 _hookspec = pluggy.HookspecMarker("trackhub")
 
 
 class HookSpec:
-    """The one hook of a trackhub plugin."""
+    """The hooks of a trackhub plugin."""
 
     @_hookspec
     def trackhub_backends(self) -> list[type[Backend]]:  # type: ignore[empty-body]
         """The backends this plugin brings, as classes."""
+
+    @_hookspec(firstresult=True)
+    def trackhub_context(self, environment: Mapping[str, str]) -> RunContext | None:
+        """What the place the process runs in says of the run that is being started; None if it is another place."""
 
 
 _loaded: dict[str, type[Backend]] = {}
@@ -55,6 +68,21 @@ def find_backend(name: str) -> type[Backend]:
 def backend_names() -> list[str]:
     """The names of all backends that are installed, without importing any of them."""
     return sorted({*BUILT_IN, *(entry.name for entry in _entry_points())})
+
+
+def find_context(environment: Mapping[str, str]) -> RunContext | None:
+    """What the place the process runs in says of the run that is being started; None if it says nothing.
+
+    Args:
+        environment: The process's variables.
+    """
+    modules = [
+        module
+        for module, signs in CONTEXTS.items()
+        if any(sign in environment or sign in sys.modules for sign in signs)
+    ]
+    manager = _manager_of(map(importlib.import_module, modules)) if modules else None
+    return manager.hook.trackhub_context(environment=environment) if manager else None
 
 
 def version_of(name: str, backend: type[Backend]) -> str:
@@ -106,11 +134,16 @@ def _load(name: str) -> type[Backend]:
         ) from error
 
 
-def _from_module(name: str, module: ModuleType, owner: str = "trackhub") -> type[Backend]:
+def _manager_of(modules: Iterable[ModuleType]) -> pluggy.PluginManager:
     manager = pluggy.PluginManager("trackhub")
     manager.add_hookspecs(HookSpec)
-    manager.register(module)
-    classes = [backend for found in manager.hook.trackhub_backends() for backend in found]
+    for module in modules:
+        manager.register(module)
+    return manager
+
+
+def _from_module(name: str, module: ModuleType, owner: str = "trackhub") -> type[Backend]:
+    classes = [backend for found in _manager_of([module]).hook.trackhub_backends() for backend in found]
     for backend in classes:
         if isinstance(backend, type) and issubclass(backend, Backend) and backend.name == name:
             return backend

@@ -22,19 +22,40 @@ class BackendStanding:
         backend: Its name.
         cursor: As last saved by the delivery.
         undelivered: Number of records the backend does not have yet.
-        complete: Whether it has all there is, and the run's end if the run has ended.
+        complete: Whether nothing is left to deliver, the run's end included if the run has ended.
+        out_of_reach: Whether what it does not have cannot be delivered any more: it lived in a process that has ended.
     """
 
     backend: str
     cursor: Cursor
     undelivered: int
     complete: bool
+    out_of_reach: bool = False
+
+    @classmethod
+    def of(cls, run: RunDirectory, backend: str, cursor: Cursor, undelivered: int, *, ended: bool) -> BackendStanding:
+        """Put together how a run stands.
+
+        Args:
+            run: The run.
+            backend: The backend's name.
+            cursor: As last saved by the delivery.
+            undelivered: Number of records behind the cursor.
+            ended: Whether the run has ended.
+        """
+        arrived = not undelivered and (cursor.closed or not ended)
+        lives_in_process = backend in run.manifest.in_process
+        out_of_reach = not arrived and lives_in_process and not run.cursor_file(backend).is_claimed
+        return cls(backend, cursor, undelivered, arrived or out_of_reach, out_of_reach)
 
     def sentences(self) -> list[str]:
         """What people should know, a sentence each; the first says where it stands."""
         report = self.cursor.report
         kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in report.delivered.items())
-        if self.complete:
+        if self.out_of_reach:
+            what = f"{self.undelivered:,} records are" if self.undelivered > 1 else "the last of it is"
+            lines = [f"{self.backend}: {what} not shown there; only the training process, which has let go, could"]
+        elif self.complete:
             lines = [f"{self.backend}: complete ({kinds or 'nothing was logged'})"]
         else:
             few = {0: "the end of the run is", 1: "1 record is"}
@@ -134,6 +155,5 @@ def delivery_report(
     standings = []
     for name in run.backends if backends is None else backends:
         cursor = run.cursor(name)
-        undelivered = run.remaining(cursor)
-        standings.append(BackendStanding(name, cursor, undelivered, not undelivered and (cursor.closed or not ended)))
+        standings.append(BackendStanding.of(run, name, cursor, run.remaining(cursor), ended=ended))
     return DeliveryReport(run.manifest.id, command, tuple(standings), tuple(children))

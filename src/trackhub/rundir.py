@@ -38,9 +38,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
     Args:
         backends: Backend name -> its options as plain values, without secrets.
+        in_process: Those among them that only the training process can deliver to.
         parent_id: The run this one is a child of.
         working_directory: Where the training process was started.
         version: Of the trackhub that created the run.
+        reserved_params: Names of params that the place where the run takes place logs by itself.
     """
 
     id: str
@@ -52,6 +54,8 @@ class Manifest(msgspec.Struct, frozen=True):
     working_directory: str = "."
     version: str = ""
     format: int = FORMAT_VERSION
+    in_process: list[str] = []
+    reserved_params: list[str] = []
 
 
 def new_run_id() -> str:
@@ -149,6 +153,11 @@ class RunDirectory:
         later = sorted(path.stem for path in self.cursors.glob("*.json"))
         chosen = list(self.manifest.backends)
         return chosen + [name for name in later if name not in chosen]
+
+    @property
+    def deliverable(self) -> list[str]:
+        """The backends of this run that any process can deliver to."""
+        return [name for name in self.backends if name not in self.manifest.in_process]
 
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""

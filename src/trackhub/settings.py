@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -60,6 +60,13 @@ class Settings(BaseModel):
         "the journal, is still being delivered in the background, and `trackhub sync` completes it.",
     )
 
+    termination_timeout: float = Field(
+        default=20.0,
+        ge=0,
+        description="How long the deliveries are waited for after SIGTERM, in seconds. In a pod it must be shorter "
+        "than `terminationGracePeriodSeconds`, which is 30 by default.",
+    )
+
     @field_validator("backends", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -86,6 +93,20 @@ class Loaded:
     sources: dict[str, str]
     file: Path | None = None
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def completed(self, values: Mapping[str, Any], source: str) -> Loaded:
+        """These settings, with values for what nobody has set.
+
+        Args:
+            values: Field -> value; None for none.
+            source: Where the values come from.
+        """
+        fresh = {name: value for name, value in values.items() if value is not None and self.sources[name] == "default"}
+        return replace(
+            self,
+            settings=self.settings.model_copy(update=fresh),
+            sources={**self.sources, **dict.fromkeys(fresh, source)},
+        )
 
 
 def variable_of(field_name: str) -> str:
@@ -298,6 +319,11 @@ def _settings_file(start: Path) -> tuple[Path | None, dict[str, Any]]:
             if isinstance(table := content.get("tool", {}).get("trackhub"), dict):
                 return file, table
     return None, {}
+
+
+def environment() -> Mapping[str, str]:
+    """The environment as it is, for what has to recognise the place the process runs in."""
+    return os.environ
 
 
 def delivery_environment() -> dict[str, str]:

@@ -6,16 +6,26 @@ nothing raises for the same reason later.
 
 from __future__ import annotations
 
+import errno
+import functools
+import logging
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trackhub import active, plain, plugins, settings
+import msgspec
+
+from trackhub import active, plain, plugins, settings, termination
 from trackhub._version import VERSION
+from trackhub.context import RunContext
 from trackhub.errors import NoActiveRunError, UnknownBackendError
 from trackhub.rundir import Manifest, RunDirectory, check_run_id, new_run_id
 from trackhub.tracker import Tracker
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_log = logging.getLogger("trackhub")
 
 
 def init(
@@ -34,7 +44,7 @@ def init(
     """Start a run.
 
     What is left out comes from `TRACKHUB_*` variables, then from `trackhub.toml` or `[tool.trackhub]` in
-    `pyproject.toml`, then from the defaults.
+    `pyproject.toml`, then from the place the process runs in (a pipeline's task has a name), then from the defaults.
 
     Args:
         project: The project the run belongs to.
@@ -51,7 +61,8 @@ def init(
     Raises:
         SettingsError: A setting or an option is not accepted, a backend is unknown, or its package is missing. The
             message says what to write instead.
-        OSError: The run directory cannot be written.
+        OSError: The run directory cannot be written. Where that is forbidden, a temporary one takes its place and a
+            warning says so.
 
     >>> import tempfile
     >>> with init(project="doc", dir=tempfile.mkdtemp()) as tracker:
@@ -70,6 +81,8 @@ def init(
         },
         working_directory,
     )
+    context = plugins.find_context(settings.environment()) or RunContext()
+    loaded = loaded.completed({"name": context.name, "run_id": context.run_id}, "the place it runs in")
     chosen = loaded.settings
     _refuse_stray_options(backend_options, chosen.backends)
     options = {
@@ -79,9 +92,11 @@ def init(
     if chosen.mode == "disabled":
         return Tracker.disabled(chosen)
     # Refused before there is a run, or it would be left behind without an end.
-    flat, texts = plain.plain_params(params or {}), plain.plain_tags(tags or {})
-    run = RunDirectory.create(working_directory / chosen.dir, _manifest(loaded, options, working_directory))
+    flat, texts = plain.plain_params(params or {}), {**context.tags, **plain.plain_tags(tags or {})}
+    run = _create(loaded, options, context, working_directory)
+    termination.watch()
     tracker = Tracker.start(run, chosen, options)
+    context.before_end(tracker.end_before_waiting)
     if flat:
         tracker.log_params(flat)
     if texts:
@@ -137,24 +152,43 @@ def _refuse_stray_options(backend_options: Mapping[str, Any], selected: Sequence
             )
 
 
-def _manifest(loaded: settings.Loaded, options: Mapping[str, Any], working_directory: Path) -> Manifest:
+def _create(
+    loaded: settings.Loaded, options: Mapping[str, Any], context: RunContext, working_directory: Path
+) -> RunDirectory:
+    """Make the run directory, or find it again: where the settings say or, if that may not be, in a temporary one."""
+    root = working_directory / loaded.settings.dir
+    try:
+        return RunDirectory.create(root, _manifest(loaded, options, context, root, working_directory))
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        fallback = _temporary_root()
+        run = RunDirectory.create(fallback, _manifest(loaded, options, context, fallback, working_directory))
+        _log.warning(
+            "trackhub: %s cannot be written (%s): run %s is recorded in %s instead. Set TRACKHUB_DIR to a directory "
+            "that can be, and that outlives this machine if the run has to.",
+            root,
+            error.strerror,
+            run.manifest.id,
+            fallback,
+        )
+        return run
+
+
+@functools.cache
+def _temporary_root() -> Path:
+    """One for all runs of this process."""
+    return Path(tempfile.mkdtemp(prefix="trackhub-"))
+
+
+def _manifest(
+    loaded: settings.Loaded, options: Mapping[str, Any], context: RunContext, root: Path, working_directory: Path
+) -> Manifest:
     chosen = loaded.settings
     stored = {name: settings.storable_options(option) for name, option in options.items()}
+    in_process = [name for name in options if plugins.find_backend(name).needs_training_process]
     identity = check_run_id(chosen.run_id) if chosen.run_id else new_run_id()
-    earlier = RunDirectory(working_directory / chosen.dir / identity)
-    if earlier.exists:
-        past = earlier.manifest
-        return Manifest(
-            id=identity,
-            name=chosen.name or past.name,
-            project=past.project if loaded.sources["project"] == "default" else chosen.project,
-            created_ns=past.created_ns,
-            backends={**past.backends, **stored},
-            parent_id=past.parent_id,
-            working_directory=past.working_directory,
-            version=VERSION,
-        )
-    return Manifest(
+    fresh = Manifest(
         id=identity,
         name=chosen.name or identity,
         project=chosen.project,
@@ -162,4 +196,20 @@ def _manifest(loaded: settings.Loaded, options: Mapping[str, Any], working_direc
         backends=stored,
         working_directory=str(working_directory),
         version=VERSION,
+        in_process=in_process,
+        reserved_params=sorted(context.reserved_params),
+    )
+    earlier = RunDirectory(root / identity)
+    if not earlier.exists:
+        return fresh
+    past = earlier.manifest
+    return msgspec.structs.replace(
+        fresh,
+        name=chosen.name or past.name,
+        project=past.project if loaded.sources["project"] == "default" else chosen.project,
+        created_ns=past.created_ns,
+        backends={**past.backends, **stored},
+        parent_id=past.parent_id,
+        working_directory=past.working_directory,
+        in_process=sorted({*past.in_process, *in_process}),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trackhub import plugins, settings
-from trackhub.errors import TrackhubError
+from trackhub.errors import SettingsError, TrackhubError
 from trackhub.host import Host
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import RunDirectory, runs_in
@@ -53,9 +53,12 @@ def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
     fill in what is not.
 
     Raises:
-        SettingsError: The backend is unknown, an option is not accepted, or a package is missing.
+        SettingsError: The backend is unknown, an option is not accepted, a package is missing, or only the training
+            process can deliver to it.
     """
     kind = plugins.find_backend(backend)
+    if kind.needs_training_process:
+        raise SettingsError(f"backend {backend!r} is filled by the training process itself, while it runs")
     directory = Path(run.manifest.working_directory)
     loaded = settings.load({}, directory if directory.is_dir() else None)
     stored = {
@@ -90,7 +93,7 @@ def sync(
         SettingsError: A backend is unknown, an option is not accepted, or a package is missing.
     """
     family = with_families(runs)
-    work = [(run, name) for run in family for name in (to if to is not None else run.backends)]
+    work = [(run, name) for run in family for name in (to if to is not None else run.deliverable)]
     options = {(run.path, name): options_for(run, name) for run, name in work}
     # What another process tries in vain to deliver is ours to try now.
     for run, name in work:
@@ -164,7 +167,7 @@ class _Taken:
     changed_ns: int = 0
 
     def backends(self, to: Sequence[str] | None) -> list[str]:
-        return list(to) if to is not None else self.run.backends
+        return list(to) if to is not None else self.run.deliverable
 
 
 def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None) -> None:

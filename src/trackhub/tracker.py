@@ -25,6 +25,7 @@ from trackhub.blobs import BlobStore, check_regular, describe
 from trackhub.errors import RunFinishedError
 from trackhub.host import host
 from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, writer_is_alive
+from trackhub.plugins import find_backend
 from trackhub.records import (
     ArtifactLogged,
     ConfusionMatrixLogged,
@@ -122,7 +123,8 @@ class Tracker:
         tracker._attach()
         tracker._earlier = active.enter(tracker)
         if chosen.mode == "online":
-            host().deliver(run, {name: settings.full_options(option) for name, option in options.items()})
+            for name, option in options.items():
+                _have_delivered(run, name, option)
         return tracker
 
     # --- who the run is
@@ -200,8 +202,8 @@ class Tracker:
         """Log the metrics of one step.
 
         Args:
-            metrics: Name -> a number: Python, NumPy, torch or JAX scalar; NaN and infinities are kept. Stored as
-                float64.
+            metrics: Name -> a number: Python, NumPy, torch or JAX scalar; NaN and infinities are kept, None is NaN.
+                Stored as float64.
             step: One step for the whole mapping; when left out it is one more than the last one.
             timestamp: Seconds since the Unix epoch, or a datetime; default: now.
         """
@@ -405,6 +407,7 @@ class Tracker:
             parent_id=own.id,
             working_directory=own.working_directory,
             version=VERSION,
+            in_process=own.in_process,
         )
         child = Tracker.start(RunDirectory.create(self._run.path.parent, manifest), chosen, self._options, self)
         self._children.append(child)
@@ -457,31 +460,58 @@ class Tracker:
         if not self._finished:
             self._finish(*active.end_of(error), None)
 
-    def end_at_exit(self, status: EndStatus, error: str | None) -> None:
+    def end(self, status: EndStatus, error: str | None) -> None:
         """Finish because the process ends; a child run leaves the waiting to its parent."""
         self._finish(status, error, None)
+
+    def end_before_waiting(self) -> None:
+        """Finish without waiting: what the run takes place in ends well, and may not be kept from it.
+
+        The waiting, and the telling of what has not arrived, is left to the end of the process.
+        """
+        if not self._finished:
+            self.end_records("finished", None)
+            host().wake()
+            active.wait_at_exit(self)
 
     def _finish(self, status: EndStatus, error: str | None, timeout: float | None) -> DeliveryReport:
         if self._report is not None and self._report.complete:
             return self._report
-        for child in self._children:
-            if not child._finished:
-                child._finish(status, error, 0)
-        with self._writer_lock:
-            if not self._finished:
-                self._finished = True
-                active.leave(self, self._earlier)
-                self._end_journal(status, error)
+        self.end_records(status, error)
         if self._run is None or self._process_id != os.getpid():
             return _nothing_to_report(self.id)
-        if timeout is None:
-            timeout = 0.0 if self._parent is not None else self._settings.finish_timeout
         if self._settings.mode == "online":
-            wait_for_deliveries(host(), self._awaited(), timeout)
+            with active.settling(self):
+                wait_for_deliveries(host(), self._awaited(), self._patience_seconds(timeout))
         self._report = self._read_report(self._run)
         if self._settings.mode == "online" and self._parent is None and self._report.remarkable:
             _log.warning("trackhub: run %s (%s)\n%s", self.name, self.id, self._report)
         return self._report
+
+    def end_records(self, status: EndStatus, error: str | None) -> None:
+        """Write the end of this run and its children into their journals."""
+        for child in self._children:
+            child.end_records(status, error)
+        with self._writer_lock:
+            if self._finished:
+                return
+            if self._children:
+                # What is delivered in this process can show the children, all of them, when this run ends.
+                host().wake()
+            self._finished = True
+            active.leave(self, self._earlier)
+            self._end_journal(status, error)
+
+    def _patience_seconds(self, timeout: float | None) -> float:
+        """How long to wait for the deliveries at the end of the run."""
+        if timeout is not None:
+            return timeout
+        if self._parent is not None:
+            return 0.0
+        elapsed = active.seconds_since_termination()
+        if elapsed is None:
+            return self._settings.finish_timeout
+        return max(min(self._settings.finish_timeout, self._settings.termination_timeout - elapsed), 0.0)
 
     def _awaited(self) -> Iterator[Awaited]:
         if self._run is not None:
@@ -599,6 +629,17 @@ _RECORDING = (
 
 def _record_nothing(*_: object, **__: object) -> None:
     """What the recording methods of a disabled tracker are."""
+
+
+def _have_delivered(run: RunDirectory, name: str, options: Any) -> None:
+    kind = find_backend(name)
+    if not kind.needs_training_process:
+        host().deliver(run, {name: settings.full_options(options)})
+        return
+    # Imported late: most runs are delivered elsewhere.
+    from trackhub.inline import InlineDelivery
+
+    host().deliver_here(run, name, lambda: InlineDelivery(run, name, kind, options))
 
 
 def _nothing_to_report(run_id: str) -> DeliveryReport:

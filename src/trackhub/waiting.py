@@ -67,6 +67,7 @@ def wait_for_deliveries(
             if not waiting or elapsed >= timeout_seconds:
                 return
             host.keep_alive()
+            host.advance(to_the_end=True)
             if progress is None and elapsed > PROGRESS_AFTER_SECONDS and sys.stderr is not None and sys.stderr.isatty():
                 from trackhub.progress import DeliveryProgress
 

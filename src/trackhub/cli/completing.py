@@ -79,7 +79,7 @@ def complete(
         tried: dict[Path, tuple[RunDirectory, list[str] | None]] = {}
         for names, group in groups.items():
             # Where every backend of a run can be delivered to, its family is delivered to all of theirs.
-            all_of_them = to is None and all(list(names) == one.run.backends for one in group)
+            all_of_them = to is None and all(list(names) == one.run.deliverable for one in group)
             chosen = None if all_of_them else list(names)
             sync([one.run for one in group], chosen, timeout_seconds, patience_seconds)
             for run in with_families([one.run for one in group]):
@@ -103,7 +103,7 @@ def _by_backends(
     groups: dict[tuple[str, ...], list[Overview]] = {}
     for one in runs:
         possible = []
-        for name in to if to is not None else one.run.backends:
+        for name in to if to is not None else one.run.deliverable:
             try:
                 options_for(one.run, name)
                 possible.append(name)

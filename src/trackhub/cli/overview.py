@@ -84,7 +84,7 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
 
 def _standing(run: RunDirectory, name: str, cursor: Cursor, amount: Skim, status: RunStatus) -> BackendStanding:
     undelivered = skim(run.journal, cursor.position).records if cursor.position else amount.records
-    return BackendStanding(name, cursor, undelivered, not undelivered and (cursor.closed or status == "running"))
+    return BackendStanding.of(run, name, cursor, undelivered, ended=status != "running")
 
 
 def in_family_order(runs: Sequence[Overview]) -> list[tuple[int, Overview]]:

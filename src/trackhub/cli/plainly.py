@@ -121,6 +121,7 @@ def plain_standing(standing: BackendStanding) -> dict[str, Any]:
     cursor, report = standing.cursor, standing.cursor.report
     return {
         "complete": standing.complete,
+        "out_of_reach": standing.out_of_reach,
         "undelivered": standing.undelivered,
         "delivered": report.delivered,
         "points": report.points,

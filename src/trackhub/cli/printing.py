@@ -155,7 +155,9 @@ def _standing_text(standing: BackendStanding, *, shorten: bool) -> Text:
         message = " ".join(legible(message).split())
         return message[:59] + "…" if shorten and len(message) > 60 else message
 
-    if standing.complete:
+    if standing.out_of_reach:
+        text = Text(f"{standing.backend} not all shown", style="yellow")
+    elif standing.complete:
         text = Text(f"{standing.backend} ✓", style="green")
     elif report.suspended:
         text = Text(f"{standing.backend} gave up, {to_go}: {brief(report.suspended)}", style="red")

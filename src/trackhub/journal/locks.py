@@ -51,7 +51,7 @@ def claim_writer_number(directory: Path) -> tuple[int, int]:
             continue
         break
     try:
-        claim = {"locked": _lock_file(descriptor), "pid": os.getpid(), "host": socket.gethostname()}
+        claim = {"locked": lock_file(descriptor), "pid": os.getpid(), "host": socket.gethostname()}
         os.write(descriptor, json.dumps(claim).encode())
         status = os.fstat(descriptor)
     except BaseException:
@@ -61,22 +61,48 @@ def claim_writer_number(directory: Path) -> tuple[int, int]:
     return descriptor, number
 
 
-def _lock_file(descriptor: int) -> bool:
-    """Lock a file until the descriptor is closed; False where the file system has no locks."""
+def lock_file(descriptor: int, *, wait: bool = True) -> bool:
+    """Lock a file until the descriptor, and every copy that a fork made of it, is closed.
+
+    Args:
+        descriptor: Of a file open for writing.
+        wait: Whether to wait for another process to let go of it.
+
+    Returns:
+        False where the file system has no locks.
+
+    Raises:
+        BlockingIOError: Another process, or another descriptor of this one, has locked it and `wait` is false.
+    """
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _WHOLE_FILE)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _WHOLE_FILE)
+    except PermissionError as error:
+        raise BlockingIOError(error.errno, "locked by another process") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
     else:
         return True
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:
+        raise BlockingIOError(error.errno, "locked by another process") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         return False
     return True
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether somebody else has locked a file; False where the file system has no locks."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def release(descriptor: int) -> None:
@@ -96,13 +122,7 @@ def writer_is_alive(directory: Path, writer: int) -> bool:
     except FileNotFoundError:
         return False
     try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError:
-            pass
-        return _alive_by_process_id(os.read(descriptor, 4096))
+        return is_locked(descriptor) or _alive_by_process_id(os.read(descriptor, 4096))
     finally:
         os.close(descriptor)
 

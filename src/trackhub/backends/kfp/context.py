@@ -13,16 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from trackhub.backends.kfp.executor import find_executor
+from trackhub.backend import hookimpl
+from trackhub.backends.kfp.executor import before_output, find_executor
+from trackhub.context import RunContext
 
 RUN_ID_VARIABLE = "TRACKHUB_KFP_RUN_ID"
 """Set on the task from the pod's label `pipeline/runid`; needed only where no path tells the id of the KFP run."""
+NAMESPACE_VARIABLE = "TRACKHUB_KFP_NAMESPACE"
+"""Set on the task from the pod's namespace."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOCAL_RUN = re.compile(r"(?P<pipeline>.+)-\d{4}(?:-\d\d){5}-\d{6}")
 _ILLEGAL = re.compile(r"[^A-Za-z0-9._-]+")
-_LONGEST_ID = 128
+_LONGEST_ID = 128 - len("-999")
 _DIGEST_LENGTH = 10
 
 
@@ -39,6 +44,7 @@ class KfpContext:
         pod: The pod's name.
         attempt: 1, 2 and so on; None if the task has no retries.
         tags: All of it as tags of the run.
+        inputs: Names of the component's inputs that are no artifacts.
     """
 
     name: str | None
@@ -48,6 +54,7 @@ class KfpContext:
     pod: str | None = None
     attempt: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    inputs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ def detect(environment: Mapping[str, str], executor: Any | None = None) -> KfpCo
         "kfp.task": name,
         "kfp.pod": pod,
         "kfp.pod_uid": environment.get("KFP_POD_UID"),
+        "kfp.namespace": environment.get(NAMESPACE_VARIABLE),
         "kfp.attempt": str(attempt) if attempt else None,
     }
     return KfpContext(
@@ -96,6 +104,32 @@ def detect(environment: Mapping[str, str], executor: Any | None = None) -> KfpCo
         pod=pod,
         attempt=attempt,
         tags={tag: value for tag, value in tags.items() if value},
+        inputs=frozenset(given.get("inputs", {}).get("parameterValues", {})),
+    )
+
+
+_runs_of: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Executor -> number of runs its component has started."""
+
+
+@hookimpl
+def trackhub_context(environment: Mapping[str, str]) -> RunContext | None:
+    """The component that runs; None outside of KFP."""
+    executor = find_executor()
+    context = detect(environment, executor)
+    if context is None:
+        return None
+    run_id = context.run_id
+    if run_id is not None:
+        # A component may start several runs. Each has its place in their order, also when it is tried again.
+        count = _runs_of[executor] = _runs_of.get(executor, 0) + 1
+        run_id = run_id if count == 1 else f"{run_id}-{count}"
+    return RunContext(
+        name=context.name,
+        run_id=run_id,
+        tags=context.tags,
+        reserved_params=context.inputs,
+        before_end=lambda callback: before_output(callback, executor=executor),
     )
 
 

@@ -206,6 +206,10 @@ class MlflowBackend(Backend):
         for record in params:
             for key, value in record.params.items():
                 name, text = self._key(key), self._clean(key, str(value))
+                if self._joined and key in self._run.reserved_params:
+                    # Whoever made the run logs it too, at its end; logged in another spelling, that would fail.
+                    changed |= self._note_reserved(key, text)
+                    continue
                 short, path = _shorten(text, _MAX_PARAM_LENGTH, "params", name)
                 stored = self._params.get(name, fresh.get(name))
                 if stored is None:
@@ -448,6 +452,11 @@ class MlflowBackend(Backend):
     def _note_change(self, key: str, stored: str, text: str) -> dict[str, str]:
         self.notes.add("param changed", key, f"{stored[:80]!r} stands, {text[:80]!r} is in a tag")
         tag = to_mlflow_key(f"trackhub.changed_param.{key}")
+        return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
+
+    def _note_reserved(self, key: str, text: str) -> dict[str, str]:
+        self.notes.add("left to others", key, "the run's maker logs that param; the value is in a tag")
+        tag = to_mlflow_key(f"trackhub.param.{key}")
         return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
 
     def _register_model(self, record: ModelLogged, register_as: str, folder: str) -> None:

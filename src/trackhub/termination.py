@@ -1,0 +1,90 @@
+"""SIGTERM: the runs of this process end as killed, and what is journaled is delivered in the grace that is left.
+
+Apart from `active.py` because a signal comes in the middle of anything, also of our own code, and may find handlers of
+others in place: theirs still run, and the process ends as it would have without us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from trackhub import active
+
+
+def watch() -> None:
+    """Act on SIGTERM from now on.
+
+    Where it is ignored, or handled by something outside of Python, that stays so. Only the main thread can do this:
+    where other threads alone start runs, these end as those of a process that vanished.
+    """
+    earlier = signal.getsignal(signal.SIGTERM)
+    if isinstance(earlier, _Handler) or earlier in (None, signal.SIG_IGN):
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _Handler(earlier))
+
+
+class _Handler:
+    """What happens on SIGTERM.
+
+    Args:
+        earlier: What would have happened.
+    """
+
+    def __init__(self, earlier: Any) -> None:
+        self.earlier = earlier
+        self._process_id = os.getpid()
+        self._ending = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process_id:
+            # A forked child; the runs are its parent's.
+            signal.signal(number, self.earlier)
+            os.kill(os.getpid(), number)
+            return
+        active.note_termination()
+        if callable(self.earlier):
+            # It knows how this process ends: at once, or after the checkpoint of this epoch.
+            self.earlier(number, frame)
+        elif not self._ending:
+            self._ending = True
+            try:
+                self._end_runs()
+            finally:
+                _die(number)
+
+    def _end_runs(self) -> None:
+        runs = active.all_runs()
+        killed = active.end_of(None)
+        for run in runs:
+            run.end_records(*killed)
+        for run in runs:
+            run.end(*killed)
+
+
+def _die(number: int) -> None:
+    """End as by the signal, so that whoever waits for this process sees what it would have seen without us."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    # Process 1 of a container is not ended by its own signals.
+    os._exit(128 + number)
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: as if we had never been there, also where C code would keep our handler waiting."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if isinstance(handler, _Handler):
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, handler.earlier)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -130,8 +130,12 @@ class CursorFile:
         except (FileNotFoundError, ValueError, RecursionError):
             return Cursor()
 
-    def save(self, cursor: Cursor) -> None:
-        """Replace the saved cursor, durably.
+    def save(self, cursor: Cursor, *, durably: bool = True) -> None:
+        """Replace the saved cursor.
+
+        Args:
+            cursor: The new one.
+            durably: Whether it must survive a power failure.
 
         Raises:
             OSError: The disk did not take it; the old one stands.
@@ -142,7 +146,8 @@ class CursorFile:
             left = memoryview(_encode(cursor))
             while left:
                 left = left[os.write(descriptor, left) :]
-            os.fdatasync(descriptor)
+            if durably:
+                os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
         fresh.replace(self.path)

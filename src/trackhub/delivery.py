@@ -95,6 +95,8 @@ class Delivery:
         make_backend: Called once, on the first pump; what it raises suspends this delivery.
         version: The backend's name and version for the report; `make_backend` may still set it.
         clock: Seconds on a clock that does not jump.
+        lasting: Whether what the backend has been given outlives this process. If not, nobody goes on from the saved
+            cursor, and it is saved only for those who look on.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class Delivery:
         make_backend: Callable[[], Backend],
         version: str = "",
         clock: Callable[[], float] = time.monotonic,
+        *,
+        lasting: bool = True,
     ) -> None:
         self.run = run
         self.name = name
@@ -111,6 +115,7 @@ class Delivery:
         self._make_backend = make_backend
         self.version = version or name
         self._clock = clock
+        self._lasting = lasting
         self._reader = JournalReader(run.journal)
         self._cursor_file = run.cursor_file(name)
         self._cursor = Cursor()
@@ -319,7 +324,8 @@ class Delivery:
         cursor.report.damaged.extend(chunk.damaged)
         tally.enter(cursor.report)
         self._forget_chunk()
-        self._save()
+        if self._lasting or not chunk.full:
+            self._save()
         return chunk.full
 
     def _forget_chunk(self) -> None:
@@ -334,7 +340,7 @@ class Delivery:
                 report.notes.setdefault(reason, NoteCount()).add(subject, detail)
         report.error = report.error_since_ns = None
         report.updated_ns = time.time_ns()
-        self._cursor_file.save(self._cursor)
+        self._cursor_file.save(self._cursor, durably=self._lasting)
 
     def _save_quietly(self, error: str | None) -> None:
         """Save why nothing is being delivered now (None: it is again); a disk that refuses is no further trouble."""

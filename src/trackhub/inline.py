@@ -35,7 +35,7 @@ class InlineDelivery:
 
         self.given_ns = time.time_ns()
         self.ended = False
-        self._delivery = Delivery(run, name, make_backend)
+        self._delivery = Delivery(run, name, make_backend, lasting=False)
         self._lock = threading.Lock()
         self._due = 0.0
         self._wanted = False

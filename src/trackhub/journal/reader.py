@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from trackhub.errors import JournalError
@@ -171,7 +172,7 @@ class JournalReader:
         while budget.left and not ended:
             data = os.pread(descriptor, _READ_BYTES, offset)
             at = 0
-            while budget.left and (payload := _payload_at(data, at)):
+            while budget.points > 0 and budget.bytes > 0 and (payload := _payload_at(data, at)):
                 self._take(writer, number, offset + at, payload, chunk, budget)
                 at += FRAME_BYTES + len(payload)
             offset += at
@@ -210,21 +211,26 @@ class JournalReader:
         return descriptor
 
     def _take(self, writer: int, number: int, offset: int, payload: bytes, chunk: Chunk, budget: _Budget) -> None:
-        budget.spend(1, len(payload))
+        """Take in one record. Done for every step there is, hence the short ways."""
+        budget.bytes -= len(payload)
+        budget.points -= 1
         try:
             record = decode(payload)
         except NOT_DECODED as error:
             chunk.damaged.append(f"{segment_name(writer, number)} at {offset}: not a known record ({error})")
             return
-        if isinstance(record, MetricValues):
-            names = self._metric_names(writer, number, record.names_at)
-            count = len(record.values) // 8
-            if names is None or len(names) != count or len(record.values) % 8:
+        if type(record) is MetricValues:
+            names = self._names.get((writer, number, record.names_at))
+            if names is None:
+                names = self._read_names(writer, number, record.names_at)
+            packed = record.values
+            count = len(packed) >> 3
+            if names is None or len(names) != count or len(packed) & 7:
                 self._nameless[writer, number, record.names_at] += 1
                 return
-            budget.spend(count - 1, 0)
-            values = struct.unpack(f">{count}d", record.values)
-            chunk.records.append(MetricsLogged(record.time_ns, record.step, dict(zip(names, values, strict=True))))
+            budget.points -= count - 1
+            values = dict(zip(names, _doubles(count).unpack(packed)))  # noqa: B905 (of equal length, as just seen)
+            chunk.records.append(MetricsLogged(record.time_ns, record.step, values))
         elif isinstance(record, MetricNames):
             self._remember_names(writer, number, offset, record.names)
         elif isinstance(record, WriterStarted):
@@ -240,10 +246,7 @@ class JournalReader:
             self._names.clear()
         self._names[writer, number, offset] = names
 
-    def _metric_names(self, writer: int, number: int, offset: int) -> list[str] | None:
-        names = self._names.get((writer, number, offset))
-        if names is not None:
-            return names
+    def _read_names(self, writer: int, number: int, offset: int) -> list[str] | None:
         descriptor = self._descriptor(writer, number)
         payload = _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset))
         if not payload:
@@ -325,16 +328,19 @@ def _find_frame(data: bytes) -> int | None:
 
 
 class _Budget:
+    """How much more fits into a chunk."""
+
     def __init__(self, points: int, size: int) -> None:
-        self._points, self._bytes = points, size
+        self.points, self.bytes = points, size
 
     @property
     def left(self) -> bool:
-        return self._points > 0 and self._bytes > 0
+        return self.points > 0 and self.bytes > 0
 
-    def spend(self, points: int, size: int) -> None:
-        self._points -= points
-        self._bytes -= size
+
+@lru_cache(maxsize=64)
+def _doubles(count: int) -> struct.Struct:
+    return struct.Struct(f">{count}d")
 
 
 def _places(position: Mapping[str, Iterable[int]]) -> Iterator[tuple[str, tuple[int, int]]]:

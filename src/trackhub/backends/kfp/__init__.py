@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,15 @@ class KfpBackend(Backend):
             )
         contents = self._contents
         touched: dict[str, Series] = {}
-        for point in points:
-            step = point.step
-            for name, value in point.values.items():
-                series = touched.get(name)
-                if series is None:
-                    series = touched[name] = contents.series.setdefault(name, Series(self._is_child))
-                series.steps.append(step)
-                series.values.append(value)
+        # A loop logs the same metrics at every step: taken together, they are columns.
+        for names, group in groupby(points, key=lambda point: tuple(point.values)):
+            rows = list(group)
+            steps = [point.step for point in rows]
+            columns = zip(*(point.values.values() for point in rows), strict=True)
+            for name, column in zip(names, columns, strict=True):
+                series = touched[name] = contents.series.setdefault(name, Series(self._is_child))
+                series.steps += steps
+                series.values += column
         for name, series in touched.items():
             for _ in range(series.settle()):
                 self.notes.add(_NOT_FINITE, name, "KFP takes finite numbers only; the last of them is shown")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 MOST_STRETCHES = 500
 """A curve is kept as at most so many stretches of equally many values, two points each."""
+MOST_WAITING = 16_384
+"""Values that are kept as they are until there are more, or the curve is asked for."""
 
 
 class Series:
@@ -53,12 +55,16 @@ class Series:
             self.least = min(self.least, min(self.values))
             self.greatest = max(self.greatest, max(self.values))
             if not self._without_curve:
-                self._gather()
+                self._rest[0].extend(self.steps)
+                self._rest[1].extend(self.values)
+                if len(self._rest[0]) >= MOST_WAITING:
+                    self._put_away()
             self.steps, self.values = [], []
         return left_out
 
     def points(self) -> list[tuple[int, float]]:
         """The curve: at most two points a stretch, of (step, value)."""
+        self._put_away()
         points: list[tuple[int, float]] = []
         rest = [_extremes(*self._rest)] if self._rest[1] else []
         for first, low, second, high in self._points + rest:
@@ -82,11 +88,9 @@ class Series:
         self.values = [value for _, value in good]
         return len(bad)
 
-    def _gather(self) -> None:
+    def _put_away(self) -> None:
         """Put whole stretches away; what is less than one waits for more."""
         steps, values = self._rest
-        steps += self.steps
-        values += self.values
         while len(self._points) + len(values) // self._stretch > MOST_STRETCHES:
             self._stretch *= 2
             self._points = [_merged(self._points[at : at + 2]) for at in range(0, len(self._points), 2)]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import trackhub
+from trackhub import plugins
 from trackhub.settings import backend_options, load
 
 pytest.importorskip("kfp", reason="what is tested is what KFP's own compiler makes of it")
@@ -379,6 +380,62 @@ def test_an_option_that_is_a_secret_by_its_name_is_refused_and_not_repeated(opti
     message = refusal(trackhub.SettingsError, {"elsewhere": {option: "s3cr3t-text"}}, compiled)
     assert f"TRACKHUB_ELSEWHERE_{option.upper()} would stand in the compiled pipeline in clear text" in message
     assert "s3cr3t" not in message
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed plugin, whose backend `vault` has options that the built-in ones have not."""
+    (tmp_path / "vault_plugin.py").write_text(
+        """
+from pydantic import SecretStr
+from trackhub import Backend, BackendOptions, hookimpl
+
+class Options(BackendOptions):
+    access: SecretStr | None = None
+    hosts: tuple[str, ...] = ()
+    in_order: bool = True
+
+class Vault(Backend):
+    name = "vault"
+    Options = Options
+    def open(self, run, state): ...
+
+@hookimpl
+def trackhub_backends():
+    return [Vault]
+"""
+    )
+    information = tmp_path / "vault_plugin-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: vault-plugin\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[trackhub]\nvault = vault_plugin\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.delitem(sys.modules, "vault_plugin", raising=False)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_option_that_is_a_secret_by_its_type_is_refused_and_not_repeated(compiled: Compile) -> None:
+    message = refusal(trackhub.SettingsError, {"vault": {"access": "s3cr3t-text"}}, compiled)
+    assert "TRACKHUB_VAULT_ACCESS would stand in the compiled pipeline in clear text" in message
+    assert "s3cr3t" not in message
+
+
+@pytest.mark.usefixtures("plugin")
+def test_options_of_a_plugin_that_are_lists_and_truths_come_back_as_they_were_given(
+    compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"hosts": ["a:1", "b:2"], "in_order": False}
+    for variable, text in compiled(lambda task: track(task, "vault", vault=given)).env().items():
+        monkeypatch.setenv(variable, text)
+    found, _ = backend_options("vault", plugins.find_backend("vault").Options, {}, {}, None)
+    assert found.model_dump(exclude={"access"}) == {"hosts": ("a:1", "b:2"), "in_order": False}
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_list_whose_members_hold_the_comma_that_parts_them_is_refused(compiled: Compile) -> None:
+    message = refusal(trackhub.SettingsError, {"vault": {"hosts": ["a,b", "c"]}}, compiled)
+    assert "TRACKHUB_VAULT_HOSTS is a list with commas between, and 'a,b' has one in it" in message
 
 
 @pytest.mark.parametrize(

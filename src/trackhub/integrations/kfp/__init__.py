@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trackhub.backends.kfp.context import RUN_ID_VARIABLE
+from trackhub.backends.kfp.context import NAMESPACE_VARIABLE, RUN_ID_VARIABLE
 from trackhub.errors import SettingsError
 from trackhub.integrations.kfp.variables import check_volume, referred_variables, static_variables
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["track"]
 
-NAMESPACE_VARIABLE = "TRACKHUB_KFP_NAMESPACE"
 MOUNT_PATH = "/trackhub"
 
 _POD_FIELDS = {RUN_ID_VARIABLE: "metadata.labels['pipeline/runid']", NAMESPACE_VARIABLE: "metadata.namespace"}

@@ -24,7 +24,7 @@ PACKAGE = Path(str(trackhub.__file__)).parent
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-NEEDED = {"mlflow": "mlflow", "tensorboard": "tensorboard", "numpy": "numpy"}
+NEEDED = {"mlflow": "mlflow", "tensorboard": "tensorboard", "numpy": "numpy", "kfp": "kfp"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -38,7 +38,8 @@ def name_of(page: Path) -> str:
 def commands(language: str, code: str) -> Iterator[list[str]]:
     """The programs to run for a block."""
     if language == "python":
-        yield [sys.executable, "-c", code]
+        # From a file: KFP reads the source of a component.
+        yield [sys.executable, "block.py"]
     elif language == "shell":
         for line in code.splitlines():
             if line.startswith("trackhub "):
@@ -77,6 +78,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         if re.search(rf"\b{word}\b", text):
             pytest.importorskip(package)
     for language, code in blocks(page):
+        (tmp_path / "block.py").write_text(code, encoding="utf-8")
         for command in commands(language, code):
             run(command, tmp_path)
 

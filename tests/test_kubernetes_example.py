@@ -1,4 +1,4 @@
-"""The manifests of examples/kubernetes: valid, complete, and doing what they are for, as far as that needs no cluster."""
+"""The manifests of examples/kubernetes: valid, complete, and doing what they are for, as far as needs no cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from backends.mlflow_server import free_port, wait_for
-from stage import records_of, wait_until
+from stage import delivery_processes, records_of, wait_until
 
 from trackhub.records import MetricsLogged
 from trackhub.rundir import RunDirectory
@@ -103,11 +103,46 @@ def test_the_schema_check_finds_mistakes(spoil: Callable[[Manifest], None]) -> N
         kubernetes_validate.validate(job, OLDEST, strict=True)
 
 
-def test_words_that_the_schema_leaves_open_are_ones_kubernetes_knows() -> None:
-    # In the schema a restart policy is any text.
+# What the schema calls any text, though Kubernetes knows only these.
+WORDS = {
+    "restartPolicy": {"Always", "OnFailure", "Never"},
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "fsGroupChangePolicy": {"Always", "OnRootMismatch"},
+    "clusterIP": {"None"},
+    "accessModes": {"ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany", "ReadOnlyMany"},
+}
+
+
+def unknown_words(part: Any) -> list[str]:
+    """Every `key: word` of a manifest with a word that Kubernetes does not know."""
+    if isinstance(part, list):
+        return [found for one in part for found in unknown_words(one)]
+    if not isinstance(part, dict):
+        return []
+    found = []
+    for key, value in part.items():
+        words = value if isinstance(value, list) else [value]
+        found += (
+            [f"{key}: {word}" for word in words if word not in WORDS[key]] if key in WORDS else unknown_words(value)
+        )
+    return found
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=title)
+def test_words_that_the_schema_leaves_open_are_known(manifest: Manifest) -> None:
+    assert unknown_words(manifest) == []
+
+
+def test_a_mistyped_word_is_found() -> None:
+    job = copy.deepcopy(JOB)
+    pod_of(job)["initContainers"][0]["restartPolicy"] = "Alwayss"
+    assert unknown_words(job) == ["restartPolicy: Alwayss"]
+
+
+def test_the_sidecar_is_a_native_one() -> None:
+    assert SIDECAR in pod_of(JOB)["initContainers"]
     assert SIDECAR["restartPolicy"] == "Always"
-    assert pod_of(JOB)["restartPolicy"] in ("Never", "OnFailure")
-    assert {protocol for one in SERVICES for protocol in one["spec"]} <= {"selector", "ports", "clusterIP"}
+    assert pod_of(JOB)["containers"] == [TRAINER]
 
 
 # --- references
@@ -254,14 +289,14 @@ class Pod:
     """The containers of the Job as processes that share a directory instead of a volume.
 
     Args:
-        path: Stands for the node's disk.
+        path: Stands for the node's disk; its name is the pod's.
         tracking_uri: The tracking server, instead of the Service.
     """
 
-    name = "training-x7k2p"
-
     def __init__(self, path: Path, tracking_uri: str) -> None:
+        path.mkdir()
         self.path = path
+        self.name = path.name
         self._tracking_uri = tracking_uri
         self._started: list[subprocess.Popen[str]] = []
 
@@ -316,7 +351,9 @@ class Pod:
     def end(self) -> None:
         """End what is left."""
         for process in self._started:
-            process.kill()
+            for process_id in [process.pid, *delivery_processes(process.pid).values()]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGKILL)
             process.communicate()
 
 
@@ -361,17 +398,14 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[Callable[[str], Pod]]:
-    pods: list[Pod] = []
-
-    def make(tracking_uri: str) -> Pod:
-        pods.append(Pod(tmp_path, tracking_uri))
-        return pods[-1]
-
-    yield make
-    for one in pods:
-        one.end()
+@contextlib.contextmanager
+def running_pod(path: Path, tracking_uri: str) -> Iterator[Pod]:
+    """A pod of which nothing is left running."""
+    pod = Pod(path, tracking_uri)
+    try:
+        yield pod
+    finally:
+        pod.end()
 
 
 def stop_as_kubelet_does(sidecar: subprocess.Popen[str]) -> str:
@@ -382,6 +416,10 @@ def stop_as_kubelet_does(sidecar: subprocess.Popen[str]) -> str:
     assert sidecar.returncode == 0, printed
     assert time.monotonic() - began < pod_of(JOB)["terminationGracePeriodSeconds"]
     return printed
+
+
+def delivered_points(run: RunDirectory) -> int:
+    return run.cursor("mlflow").report.points if run.exists else 0
 
 
 def assert_all_arrived(url: str, run: RunDirectory, status: str) -> list[str]:
@@ -408,78 +446,67 @@ mlflow_warns = pytest.mark.filterwarnings("default")  # MLflow, imported here to
 
 
 @mlflow_warns
-def test_a_training_that_ends_is_finished_in_mlflow(
-    server_url: str, pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Pod, "name", "training-ends")
-    here = pod(server_url)
-    sidecar = here.start(SIDECAR)
-    trainer = here.start(TRAINER, "--seconds=3")
-    printed, _ = trainer.communicate(timeout=60)
-    assert trainer.returncode == 0, printed
-    stop_as_kubelet_does(sidecar)
-    assert here.steps() == 600
-    artifacts = assert_all_arrived(server_url, here.run, "FINISHED")
-    assert any("weights" in path for path in artifacts)
+def test_a_training_that_ends_is_finished_in_mlflow(server_url: str, tmp_path: Path) -> None:
+    with running_pod(tmp_path / "training-ends", server_url) as pod:
+        sidecar = pod.start(SIDECAR)
+        trainer = pod.start(TRAINER, "--seconds=3")
+        printed, _ = trainer.communicate(timeout=60)
+        assert trainer.returncode == 0, printed
+        stop_as_kubelet_does(sidecar)
+        assert pod.steps() == 600
+        assert "tables/weights.json" in assert_all_arrived(server_url, pod.run, "FINISHED")
 
 
 @mlflow_warns
 def test_of_a_training_that_is_killed_everything_arrives_and_it_is_killed_in_mlflow(
-    server_url: str, pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
+    server_url: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Pod, "name", "training-is-killed")
-    here = pod(server_url)
-    sidecar = here.start(SIDECAR)
-    trainer = here.start(TRAINER, "--seconds=12")
-    wait_until(lambda: here.run.exists and here.run.cursor("mlflow").report.points > 0, "the sidecar to deliver live")
-    trainer.send_signal(signal.SIGKILL)
-    assert trainer.wait(20) == -signal.SIGKILL
-    stop_as_kubelet_does(sidecar)
-    assert 0 < here.steps() < 600
-    artifacts = assert_all_arrived(server_url, here.run, "KILLED")
-    assert any("data" in path for path in artifacts)
-    assert not any("weights" in path for path in artifacts)
+    with running_pod(tmp_path / "training-is-killed", server_url) as pod:
+        sidecar = pod.start(SIDECAR)
+        trainer = pod.start(TRAINER, "--seconds=12")
+        wait_until(lambda: delivered_points(pod.run) > 0, "the sidecar to deliver live")
+        trainer.send_signal(signal.SIGKILL)
+        assert trainer.wait(20) == -signal.SIGKILL
+        stop_as_kubelet_does(sidecar)
+        assert 0 < pod.steps() < 600
+        assert assert_all_arrived(server_url, pod.run, "KILLED") == ["text/data.txt"]
 
 
 @mlflow_warns
-def test_a_tracking_server_that_comes_after_the_training_was_killed_gets_everything(
-    tmp_path: Path, pod: Callable[[str], Pod]
-) -> None:
+def test_a_tracking_server_that_comes_after_the_training_was_killed_gets_everything(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     port = free_port()
-    here = pod(f"http://127.0.0.1:{port}")
-    sidecar = here.start(SIDECAR)
-    trainer = here.start(TRAINER, "--seconds=12")
-    wait_until(lambda: here.run.exists and here.run.cursor("mlflow").report.error, "the sidecar to find no server")
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait(20)
-    assert here.run.cursor("mlflow").report.points == 0
-    with tracking_server(tmp_path, port) as url:
-        stop_as_kubelet_does(sidecar)
-        assert here.steps() > 0
-        assert_all_arrived(url, here.run, "KILLED")
+    with running_pod(tmp_path / "server-comes-late", f"http://127.0.0.1:{port}") as pod:
+        sidecar = pod.start(SIDECAR)
+        trainer = pod.start(TRAINER, "--seconds=12")
+        wait_until(lambda: pod.run.exists and pod.run.cursor("mlflow").report.error, "the sidecar to find no server")
+        trainer.send_signal(signal.SIGKILL)
+        assert trainer.wait(20) == -signal.SIGKILL
+        assert delivered_points(pod.run) == 0
+        with tracking_server(tmp_path, port) as url:
+            stop_as_kubelet_does(sidecar)
+            assert pod.steps() > 0
+            assert_all_arrived(url, pod.run, "KILLED")
 
 
 @mlflow_warns
-def test_a_sidecar_that_is_killed_and_started_again_delivers_nothing_twice(
-    server_url: str, pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Pod, "name", "sidecar-is-killed")
-    here = pod(server_url)
-    sidecar = here.start(SIDECAR)
-    trainer = here.start(TRAINER, "--seconds=12")
-    wait_until(lambda: here.run.exists and here.run.cursor("mlflow").report.points > 0, "the first sidecar to deliver")
-    delivering = here.run.cursor_file("mlflow").holder()
-    assert delivering is not None
-    # A container's memory is given back with all its processes.
-    for process_id in (sidecar.pid, delivering):
-        os.kill(process_id, signal.SIGKILL)
-    sidecar.communicate(timeout=20)
-    sidecar = here.start(SIDECAR)
-    trainer.communicate(timeout=60)
-    stop_as_kubelet_does(sidecar)
-    assert here.steps() == 600
-    assert_all_arrived(server_url, here.run, "FINISHED")
+def test_a_sidecar_that_is_killed_and_started_again_delivers_nothing_twice(server_url: str, tmp_path: Path) -> None:
+    with running_pod(tmp_path / "sidecar-is-killed", server_url) as pod:
+        sidecar = pod.start(SIDECAR)
+        trainer = pod.start(TRAINER, "--seconds=12")
+        wait_until(lambda: delivered_points(pod.run) > 0, "the first sidecar to deliver")
+        delivering = delivery_processes(sidecar.pid)["mlflow"]
+        # When a container is killed, all its processes are.
+        for process_id in (sidecar.pid, delivering):
+            os.kill(process_id, signal.SIGKILL)
+        sidecar.communicate(timeout=20)
+        assert trainer.poll() is None
+        sidecar = pod.start(SIDECAR)
+        printed, _ = trainer.communicate(timeout=60)
+        assert trainer.returncode == 0, printed
+        stop_as_kubelet_does(sidecar)
+        assert pod.steps() == 600
+        assert_all_arrived(server_url, pod.run, "FINISHED")
 
 
 def answer_to(url: str, host: str) -> int:

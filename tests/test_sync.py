@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -316,6 +318,28 @@ def test_a_followed_run_that_is_gone_on_with_is_taken_up_again(
     stage.run(code.replace("STEP", "1"))
     wait_until(lambda: steps_in(stage.lines) == [0, 1], "the second part")
     stage.wait_closed("lines")
+
+
+def test_no_process_is_started_again_for_runs_that_are_complete(
+    stage: Stage, following: Callable[[Path], Follower]
+) -> None:
+    code = """
+    import trackhub
+    with trackhub.init(mode="offline", run_id="BACKEND", backends=["BACKEND"]) as tracker:
+        tracker.log_metrics({"x": 1.0}, step=0)
+    """
+    follower = following(stage.root)
+    stage.run(code.replace("BACKEND", "lines"))
+    stage.wait_closed("lines", run=RunDirectory(stage.root / "lines"))
+    # As it does when it has been idle for a while.
+    os.kill(delivery_processes(os.getpid())["lines"], signal.SIGTERM)
+    wait_until(lambda: "lines" not in delivery_processes(os.getpid()), "the idle process to end")
+    stage.run(code.replace("BACKEND", "spy"))
+    stage.wait_closed("spy", run=RunDirectory(stage.root / "spy"))
+    assert set(delivery_processes(os.getpid())) == {"spy"}
+    follower.end()
+    assert len(follower.reports) == 2
+    assert all(follower.reports)
 
 
 def test_a_run_that_cannot_be_delivered_is_told_once_and_the_others_are_delivered(

@@ -11,13 +11,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trackhub import plugins, settings
 from trackhub.errors import SettingsError, TrackhubError
 from trackhub.host import Host
+from trackhub.journal import JournalReader, writer_is_alive
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import RunDirectory, runs_in
 from trackhub.waiting import Awaited, wait_for_deliveries
@@ -143,6 +144,8 @@ def follow(
                 except TrackhubError as error:
                     refused.add(run.path)
                     on_problem(f"run {run.path.name} cannot be delivered: {error}")
+            for one in taken.values():
+                _forget_what_is_complete(host, one)
             host.keep_alive()
             if stopping:
                 break
@@ -161,10 +164,12 @@ class _Taken:
     Args:
         run: The run.
         changed_ns: When its journal directory had last changed: later, another process has begun to write the run.
+        delivering: The backends it is on its way to.
     """
 
     run: RunDirectory
     changed_ns: int = 0
+    delivering: set[str] = field(default_factory=set)
 
     def backends(self, to: Sequence[str] | None) -> list[str]:
         return list(to) if to is not None else self.run.deliverable
@@ -184,6 +189,26 @@ def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None) -> None:
     for name in options:
         if not (run.cursor(name).closed and not run.remaining(run.cursor(name))):
             host.deliver(run, {name: options[name]})
+            taken.delivering.add(name)
+
+
+def _forget_what_is_complete(host: Host, taken: _Taken) -> None:
+    """Forget finished deliveries: a process that ends because it is idle would be started again for them for ever."""
+    run = taken.run
+    for name in sorted(taken.delivering):
+        cursor = run.cursor(name)
+        if cursor.closed and not run.remaining(cursor) and not _is_being_written(run):
+            host.forget(run, name)
+            taken.delivering.discard(name)
+
+
+def _is_being_written(run: RunDirectory) -> bool:
+    """Whether a process has the run's journal open: its owner, or a worker that was forked from it."""
+    reader = JournalReader(run.journal)
+    try:
+        return any(writer_is_alive(run.journal, writer) for writer in reader.segments())
+    finally:
+        reader.close()
 
 
 def _ask_to_hand_over(run: RunDirectory, backend: str) -> None:

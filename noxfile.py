@@ -13,7 +13,7 @@ import nox
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-EXTRAS = "mlflow,tensorboard"
+EXTRAS = "kfp,mlflow,tensorboard"
 BUILD = Path("build")
 
 nox.needs_version = ">=2025.5"
@@ -97,6 +97,13 @@ def bench(session: nox.Session) -> None:
     if os.environ.get("TRACKHUB_BENCH_LIGHTNING") == "1":
         session.install(*group("lightning"))
     session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": None})
+
+
+@nox.session(name="bench-component")
+def bench_component(session: nox.Session) -> None:
+    """Measure what the KFP backend adds to a component; arguments after `--` go to the benchmark."""
+    install_wheel(session)
+    session.run("python", "-m", "benchmarks.component", *session.posargs, env={"PYTHONPATH": None})
 
 
 @nox.session

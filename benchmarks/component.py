@@ -71,7 +71,7 @@ def _measure(steps: int) -> dict[str, float]:
     directory.mkdir(parents=True)
     seen: dict[str, Any] = {}
 
-    def train(metrics: dsl.Output[dsl.Metrics], page: dsl.Output[dsl.HTML]) -> None:
+    def train(metrics: dsl.Output[dsl.Metrics], page: dsl.Output[dsl.HTML]) -> None:  # noqa: ARG001 (found, not used)
         tracker = trackhub.init(params={"lr": 0.1})
         names = [f"metric_{index}" for index in range(VALUES)]
         now = time.perf_counter_ns

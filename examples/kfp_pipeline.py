@@ -19,8 +19,11 @@ try:
     from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
 except ModuleNotFoundError as error:
     raise SystemExit(
-        f"this example needs {error.name}, which is not installed: python -m pip install kfp scikit-learn"
+        f"this example needs {error.name}, which is not installed: "
+        'python -m pip install "trackhub-sdk[kfp]" scikit-learn'
     ) from None
+
+from trackhub.integrations.kfp import track
 
 PACKAGES = ["trackhub-sdk[mlflow,tensorboard]", "scikit-learn"]
 """What a pod installs, unless its image has it."""
@@ -180,8 +183,7 @@ def make_pipeline(backends: str, **setup: Any) -> Any:
         """A task of a component; the one place that says where what it logs goes to."""
         task = dsl.component(function, **setup)(**inputs)
         task.set_env_variable("TRACKHUB_PROJECT", "digits")
-        task.set_env_variable("TRACKHUB_BACKENDS", backends)
-        return task
+        return track(task, backends.split(",")) if backends else task
 
     @dsl.pipeline(name="digits", description="Finds a small network that reads digits.")
     def digits_pipeline(epochs: int = 8, seed: int = 0, threshold: float = 0.95, webhook: str = "") -> None:

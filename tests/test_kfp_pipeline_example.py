@@ -312,7 +312,7 @@ def test_it_compiles_for_a_cluster_and_kfp_reads_that_back(tmp_path: Path) -> No
     assert inputs["threshold"].default_value.number_value == 0.9
     assert loaded.pipeline_spec.root.dag.tasks["search"].retry_policy.max_retry_count == 1
 
-    compiled = yaml.safe_load(file.read_text(encoding="utf-8"))
+    compiled, platform = yaml.safe_load_all(file.read_text(encoding="utf-8"))
     executors = compiled["deploymentSpec"]["executors"]
     assert sorted(executors) == [f"exec-{name}" for name in ("compare", "evaluate", "notify", "prepare", "search")]
     for executor in executors.values():
@@ -321,6 +321,8 @@ def test_it_compiles_for_a_cluster_and_kfp_reads_that_back(tmp_path: Path) -> No
         variables = {one["name"]: one["value"] for one in container["env"]}
         assert variables == {"TRACKHUB_PROJECT": "digits", "TRACKHUB_BACKENDS": "kfp,mlflow"}
         assert "trackhub-sdk" in json.dumps(container["command"])
+    for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        assert "TRACKHUB_KFP_RUN_ID" in [one["name"] for one in executor["fieldPathAsEnv"]]
 
 
 def test_the_components_hold_no_vendor_code() -> None:

@@ -12,10 +12,11 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -252,19 +253,26 @@ class Delivery:
         batches: list[_Batch] = []
         batch_of: dict[str, _Batch] = {}
         tally = _Tally()
-        for record in chunk.records:
-            if isinstance(record, RunEnded):
+
+        def add(kind: str, records: Iterable[Deliverable]) -> None:
+            if kind not in batch_of or (kind_of_backend.keeps_order and batches[-1].kind != kind):
+                batch_of[kind] = _Batch(kind, [])
+                batches.append(batch_of[kind])
+            batch_of[kind].records.extend(records)
+
+        # Thousands of steps in a row are one stretch.
+        for kind_of_record, stretch in groupby(chunk.records, key=type):
+            if kind_of_record is RunEnded:
                 continue
-            shown = lowering.lower(record, supported, info)
-            logged_kind = lowering.KINDS[type(record)]
-            if logged_kind not in supported:
+            logged_kind = lowering.KINDS[kind_of_record]
+            if logged_kind in supported:
+                add(logged_kind, cast(Iterable[Deliverable], stretch))
+                continue
+            for record in cast(Iterable[Deliverable], stretch):
+                shown = lowering.lower(record, supported, info)
                 (tally.lowered if shown else tally.skipped)[logged_kind] += 1
-            for final in shown:
-                kind = lowering.KINDS[type(final)]
-                if kind not in batch_of or (kind_of_backend.keeps_order and batches[-1].kind != kind):
-                    batch_of[kind] = _Batch(kind, [])
-                    batches.append(batch_of[kind])
-                batch_of[kind].records.append(final)
+                for final in shown:
+                    add(lowering.KINDS[type(final)], [final])
         self._batches = deque(batches)
         self._tally = tally
         self._chunk = chunk

@@ -78,17 +78,23 @@ def wait_at_exit(run: ActiveRun) -> None:
 
 @contextmanager
 def settling(run: ActiveRun) -> Iterator[None]:
-    """While the deliveries of a run that has finished are waited for."""
+    """While a run is finished and its deliveries are waited for.
+
+    Where a handler of SIGTERM ends that with an exception, the waiting is gone on with when the process ends.
+    """
     _unsettled[id(run)] = run
     try:
         yield
-    finally:
-        _unsettled.pop(id(run), None)
+    except BaseException:
+        if _terminated_at is None:
+            _unsettled.pop(id(run), None)
+        raise
+    _unsettled.pop(id(run), None)
 
 
 def all_runs() -> list[ActiveRun]:
-    """The runs that have not finished, and then those whose deliveries are still waited for."""
-    return [*_runs.values(), *_unsettled.values()]
+    """The runs that have not finished, and then those whose deliveries are still waited for; each of them once."""
+    return list({**_runs, **_unsettled}.values())
 
 
 def note_termination() -> None:
@@ -138,11 +144,21 @@ def _watch_exceptions() -> None:
 @atexit.register
 def _end_all() -> None:
     end = end_of(_uncaught)
+    try:
+        _end_runs(*end)
+    except BaseException:
+        # So does a handler of SIGTERM that ends a process which is ending already.
+        if _terminated_at is not None:
+            _end_runs(*end)
+        raise
+
+
+def _end_runs(status: EndStatus, error: str | None) -> None:
     runs = all_runs()
     for run in runs:
-        run.end_records(*end)
+        run.end_records(status, error)
     for run in runs:
-        run.end(*end)
+        run.end(status, error)
 
 
 def _continue_after_fork() -> None:

@@ -219,6 +219,7 @@ class Host:
         self._syncs: dict[object, Callable[[], None]] = {}
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._delivering_threads: set[int] = set()
         self._troubled: set[object] = set()
 
     def watch(self, key: object, sync: Callable[[], None]) -> None:
@@ -279,10 +280,22 @@ class Host:
         Args:
             to_the_end: Whether all of it; else a part of each run.
         """
-        for place, inline in list(self._inline.items()):
-            inline.advance(to_the_end=to_the_end)
-            if inline.ended:
-                self._inline.pop(place, None)
+        thread = threading.get_ident()
+        outermost = thread not in self._delivering_threads
+        self._delivering_threads.add(thread)
+        try:
+            for place, inline in list(self._inline.items()):
+                inline.advance(to_the_end=to_the_end)
+                if inline.ended:
+                    self._inline.pop(place, None)
+        finally:
+            if outermost:
+                self._delivering_threads.discard(thread)
+
+    @property
+    def delivers_below(self) -> bool:
+        """Whether what this thread does comes in the middle of a delivery in it, as a signal handler may."""
+        return threading.get_ident() in self._delivering_threads
 
     def forget(self, run: RunDirectory, backend: str) -> None:
         """A run is complete at a backend."""

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from trackhub import active
+from trackhub.host import host
+
+INLINE_PATIENCE_SECONDS = 1.0
+"""How long a delivery that SIGTERM has interrupted in the main thread is let go on first."""
+RETRY_SECONDS = 0.02
 
 
 def watch() -> None:
@@ -25,6 +32,8 @@ def watch() -> None:
     """
     earlier = signal.getsignal(signal.SIGTERM)
     if isinstance(earlier, _Handler) or earlier in (None, signal.SIG_IGN):
+        return
+    if earlier is signal.SIG_DFL and _is_handled():
         return
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _Handler(earlier))
@@ -49,6 +58,11 @@ class _Handler:
             os.kill(os.getpid(), number)
             return
         active.note_termination()
+        if host().delivers_below and (active.seconds_since_termination() or 0.0) < INLINE_PATIENCE_SECONDS:
+            # What a handler raises would be taken for an error of the backend, and the rest could not be delivered.
+            with contextlib.suppress(RuntimeError):
+                _signal_again()
+                return
         if callable(self.earlier):
             # It knows how this process ends: at once, or after the checkpoint of this epoch.
             self.earlier(number, frame)
@@ -66,6 +80,27 @@ class _Handler:
             run.end_records(*killed)
         for run in runs:
             run.end(*killed)
+
+
+def _is_handled() -> bool:
+    """Whether there is a handler for SIGTERM, also one that C code has put in place: Python does not know of those."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _signal_again() -> None:
+    """Have SIGTERM come again in a moment.
+
+    Raises:
+        RuntimeError: There can be no more threads.
+    """
+    again = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+    again.start()
 
 
 def _die(number: int) -> None:

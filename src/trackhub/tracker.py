@@ -6,6 +6,7 @@ backend does can raise here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -121,10 +122,11 @@ class Tracker:
             # A living process holds this run: write into it, and leave its end to that process.
             tracker._role = "worker"
         tracker._attach()
-        tracker._earlier = active.enter(tracker)
         if chosen.mode == "online":
             for name, option in options.items():
                 _have_delivered(run, name, option)
+        # Last: who ends the run waits for the deliveries, so they have to have been begun.
+        tracker._earlier = active.enter(tracker)
         return tracker
 
     # --- who the run is
@@ -429,8 +431,7 @@ class Tracker:
         if self._run is None:
             return _nothing_to_report(self.id)
         if not self._finished and self._settings.mode == "online":
-            seconds = self._settings.finish_timeout if timeout is None else timeout
-            wait_for_deliveries(host(), self._awaited(), seconds)
+            self._wait(self._settings.finish_timeout if timeout is None else timeout)
         return self._read_report(self._run)
 
     def finish(self, status: EndStatus = "finished", timeout: float | None = None) -> DeliveryReport:
@@ -477,13 +478,14 @@ class Tracker:
     def _finish(self, status: EndStatus, error: str | None, timeout: float | None) -> DeliveryReport:
         if self._report is not None and self._report.complete:
             return self._report
-        self.end_records(status, error)
-        if self._run is None or self._process_id != os.getpid():
-            return _nothing_to_report(self.id)
-        if self._settings.mode == "online":
-            with active.settling(self):
-                wait_for_deliveries(host(), self._awaited(), self._patience_seconds(timeout))
-        self._report = self._read_report(self._run)
+        # Before the end is written: what SIGTERM finds half done here has to be waited for like the rest.
+        with active.settling(self):
+            self.end_records(status, error)
+            if self._run is None or self._process_id != os.getpid():
+                return _nothing_to_report(self.id)
+            if self._settings.mode == "online":
+                self._wait(self._patience_seconds(timeout))
+            self._report = self._read_report(self._run)
         if self._settings.mode == "online" and self._parent is None and self._report.remarkable:
             _log.warning("trackhub: run %s (%s)\n%s", self.name, self.id, self._report)
         return self._report
@@ -498,20 +500,21 @@ class Tracker:
             if self._children:
                 # What is delivered in this process can show the children, all of them, when this run ends.
                 host().wake()
+            self._write_end(status, error)
             self._finished = True
             active.leave(self, self._earlier)
-            self._end_journal(status, error)
+            self._close_journal()
 
     def _patience_seconds(self, timeout: float | None) -> float:
         """How long to wait for the deliveries at the end of the run."""
         if timeout is not None:
             return timeout
-        if self._parent is not None:
-            return 0.0
-        elapsed = active.seconds_since_termination()
-        if elapsed is None:
-            return self._settings.finish_timeout
-        return max(min(self._settings.finish_timeout, self._settings.termination_timeout - elapsed), 0.0)
+        return self._settings.finish_timeout if self._parent is None else 0.0
+
+    def _wait(self, timeout: float) -> None:
+        wait_for_deliveries(
+            host(), self._awaited(), timeout, termination_timeout_seconds=self._settings.termination_timeout
+        )
 
     def _awaited(self) -> Iterator[Awaited]:
         if self._run is not None:
@@ -575,14 +578,20 @@ class Tracker:
         if self._finished:
             raise RunFinishedError(f"run {self.id} has finished; log before finish(), or start another run")
 
-    def _end_journal(self, status: EndStatus, error: str | None) -> None:
+    def _write_end(self, status: EndStatus, error: str | None) -> None:
+        """Have the journal end here; before the run counts as finished, for a signal may come between and end it."""
+        if self._journal is None:
+            return
+        if self._role == "owner":
+            with contextlib.suppress(RunFinishedError):
+                self._journal.append(RunEnded(_now_ns(), status, error))
+        self._end_mark = self._journal.position
+
+    def _close_journal(self) -> None:
         self._append_metrics = self._refuse_metrics
         journal, blobs = self._journal, self._blobs
         if journal is None or blobs is None:
             return
-        if self._role == "owner":
-            journal.append(RunEnded(_now_ns(), status, error))
-        self._end_mark = journal.position
         host().unwatch(f"{self.id} ({journal.writer})")
         try:
             blobs.sync()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from trackhub import active
 from trackhub.cursor import Cursor
 from trackhub.host import Host
 from trackhub.journal import JournalReader, writer_is_alive
@@ -42,7 +43,11 @@ class Awaited:
 
 
 def wait_for_deliveries(
-    host: Host, deliveries: Iterable[Awaited], timeout_seconds: float, patience_seconds: float = float("inf")
+    host: Host,
+    deliveries: Iterable[Awaited],
+    timeout_seconds: float,
+    patience_seconds: float = float("inf"),
+    termination_timeout_seconds: float = float("inf"),
 ) -> None:
     """Wait until deliveries are complete, have given up, or the time is over.
 
@@ -51,6 +56,7 @@ def wait_for_deliveries(
         deliveries: What to wait for.
         timeout_seconds: How long to wait at most.
         patience_seconds: How long a backend may be unavailable before it is given up for now.
+        termination_timeout_seconds: How long to wait at most after SIGTERM, be it before or during the wait.
     """
     waiting = list(deliveries)
     if not waiting:
@@ -64,7 +70,10 @@ def wait_for_deliveries(
             out_of_patience_ns = time.time_ns() - patience_seconds * 1e9
             waiting = [one for one in waiting if not _is_over(host, one, started_ns, out_of_patience_ns)]
             elapsed = time.monotonic() - started
-            if not waiting or elapsed >= timeout_seconds:
+            left = timeout_seconds - elapsed
+            if (terminated := active.seconds_since_termination()) is not None:
+                left = min(left, termination_timeout_seconds - terminated)
+            if not waiting or left <= 0:
                 return
             host.keep_alive()
             host.advance(to_the_end=True)
@@ -74,7 +83,7 @@ def wait_for_deliveries(
                 progress = stack.enter_context(DeliveryProgress(total))
             if progress is not None:
                 progress.show([(one.run, one.backend) for one in waiting])
-            time.sleep(max(min(POLL_SECONDS, timeout_seconds - elapsed), 0.0))
+            time.sleep(min(POLL_SECONDS, left))
 
 
 def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:

@@ -438,7 +438,7 @@ class Tracker:
         """End the run and wait for the deliveries; happens by itself at the end of a `with` block or of the process.
 
         Args:
-            status: "finished", "failed" or "killed".
+            status: "finished", "failed" or "killed". After SIGTERM "finished" is "killed".
             timeout: Seconds to wait at most; default: the setting `finish_timeout`. What has not arrived by then is
                 still being delivered in the background, and the message says which command completes it.
 
@@ -450,7 +450,10 @@ class Tracker:
         """
         if status not in ("finished", "failed", "killed"):
             raise ValueError(f"status {status!r} is not one of 'finished', 'failed', 'killed'")
-        return self._finish(status, None, timeout)
+        error = None
+        if status == "finished":
+            status, error = active.end_of(None)
+        return self._finish(status, error, timeout)
 
     def __enter__(self) -> Tracker:
         return self
@@ -471,7 +474,7 @@ class Tracker:
         The waiting, and the telling of what has not arrived, is left to the end of the process.
         """
         if not self._finished:
-            self.end_records("finished", None)
+            self.end_records(*active.end_of(None))
             host().wake()
             active.wait_at_exit(self)
 

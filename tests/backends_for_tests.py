@@ -166,6 +166,23 @@ class UnavailableBackend(LinesBackend):
             super().disconnect()
 
 
+class InlineOptions(LinesOptions):
+    seconds: float = 0.0
+
+
+class InlineBackend(LinesBackend):
+    """Lives in the training process, and takes its time there to write metrics."""
+
+    name = "inline"
+    Options = InlineOptions
+    needs_training_process = True
+
+    def write_metrics(self, points: Sequence[Any]) -> None:
+        self._call("begin")
+        time.sleep(self.options.seconds)
+        super().write_metrics(points)
+
+
 class SpyBackend(LinesBackend):
     """Says what its process has: open descriptors, their number, where its standard streams lead."""
 
@@ -189,6 +206,7 @@ BACKENDS = [
     RaisingBackend,
     ExitingBackend,
     UnavailableBackend,
+    InlineBackend,
     SpyBackend,
 ]
 

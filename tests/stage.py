@@ -93,7 +93,7 @@ class Stage:
             "TRACKHUB_TENSORBOARD_LOGDIR": str(path / "runs"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        for backend in ("LINES", "EXITING", "SLEEPING", "RAISING", "UNAVAILABLE", "SPY"):
+        for backend in ("LINES", "EXITING", "SLEEPING", "RAISING", "UNAVAILABLE", "INLINE", "SPY"):
             self.environment[f"TRACKHUB_{backend}_PATH"] = str(path / f"{backend.lower()}.jsonl")
         self._started: list[subprocess.Popen[str]] = []
 

@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
 ]
 
-TIMEOUT_SECONDS = 1.5
+TIMEOUT_SECONDS = 1.0
 PROMPTLY_SECONDS = 1.0
 # Scripts pause in short naps: CPython acts on a signal that comes right before a blocking call only after that call.
 SHORT = {"TRACKHUB_TERMINATION_TIMEOUT": str(TIMEOUT_SECONDS)}
@@ -251,6 +251,10 @@ signal.signal(signal.SIGTERM, mine)
 """
 
 
+HANDLERS = {"": -signal.SIGTERM, EXIT: 143, FLAG: 0}
+"""Handler -> the exit code of a training that is signalled while it has that one."""
+
+
 @pytest.mark.parametrize(
     ("before", "after", "body", "exit_code", "says"),
     [
@@ -409,44 +413,54 @@ def test_without_a_handler_the_run_ends_as_that_of_a_process_that_vanished(stage
 # --- in the middle of something
 
 
-@pytest.mark.parametrize("handler", ["pass", EXIT, FLAG], ids=["default", "exit", "flag"])
+WAITS = {
+    "finish": "tracker.finish()",
+    "flush": "tracker.flush()",
+    "finish-timeout": "tracker.finish(timeout=60)",
+    "flush-timeout": "tracker.flush(timeout=60)",
+    "exit": "pass",
+}
+
+
 @pytest.mark.parametrize(
-    "wait",
+    ("wait", "handler"),
     [
-        "tracker.finish()",
-        "tracker.flush()",
-        "tracker.finish(timeout=60)",
-        "tracker.flush(timeout=60)",
-        "atexit.register(print, 'never', flush=True)",
+        *((wait, handler) for wait in ("finish", "flush", "exit") for handler in ("", EXIT, FLAG)),
+        # Given a timeout, only what goes on waiting after the signal could tell a difference.
+        *((wait, FLAG) for wait in ("finish-timeout", "flush-timeout")),
     ],
-    ids=["finish", "flush", "finish-timeout", "flush-timeout", "exit"],
+    ids=lambda value: {"": "default", EXIT: "exit", FLAG: "flag"}.get(value, value),
 )
 def test_a_wait_for_a_backend_that_never_answers_is_cut_short(stage: Stage, wait: str, handler: str) -> None:
     process = stage.start(
         f"""
-        import atexit, signal, sys, time, trackhub
-        {"; ".join(handler.splitlines())}
+        import signal, sys, trackhub
+        {handler}
         tracker = trackhub.init(backends=["sleeping"])
         tracker.log_metrics({{"x": 1.0}})
-        print("waiting", flush=True)
-        {wait}
+
+        def say(frame, event, _):
+            if frame.f_code.co_name == "wait_for_deliveries":
+                sys.setprofile(None)
+                print("waiting", flush=True)
+
+        sys.setprofile(say)
+        {WAITS[wait]}
         """,
         stderr=subprocess.PIPE,
         environment=SHORT,
     )
     said(process)
-    # Surely inside the wait: what comes before takes some milliseconds.
-    time.sleep(0.3)
     told = time.monotonic()
     _, errors = end(process, signal.SIGTERM)
     assert time.monotonic() - told < TIMEOUT_SECONDS + PROMPTLY_SECONDS
-    # At the exit of the interpreter the exit code is decided.
-    expected = {"pass": -signal.SIGTERM, EXIT: 143, FLAG: 0}[handler]
-    assert process.returncode in ({expected, 0} if wait.startswith("atexit") else {expected}), errors
+    # What a handler raises while the interpreter exits is printed by CPython and changes nothing.
+    exit_code = 0 if (wait, handler) == ("exit", EXIT) else HANDLERS[handler]
+    assert process.returncode == exit_code, errors
     assert "sleeping: 1 record is not delivered yet" in errors
-    assert errors.count("deliver the rest with: trackhub sync") in (1, 2)
-    ended_by_user = wait.startswith(("tracker.finish", "atexit"))
-    assert stage.run_directory().end()[0] == ("finished" if ended_by_user else "killed")
+    assert "deliver the rest with: trackhub sync" in errors
+    # What the training has ended itself stays as it has ended.
+    assert stage.run_directory().end()[0] == ("killed" if wait.startswith("flush") else "finished")
 
 
 def test_a_second_sigterm_changes_nothing_and_ctrl_c_ends_the_wait(stage: Stage) -> None:
@@ -579,7 +593,6 @@ begin("over")
 open("over", "wb").close()
 """
 PHASES = ("init", "log", "flush", "child", "log again", "finish")
-HANDLERS = {"": -signal.SIGTERM, EXIT: 143, FLAG: 0}
 
 
 def everything(handler: str, phase: str, number: int) -> str:
@@ -598,7 +611,9 @@ def expect_nothing_lost(stage: Stage, process: Any, handler: str, phase: str, er
     """What must hold wherever the signal came: in that phase, or at some time ("")."""
     signalled = (stage.path / "signalled").exists() if phase else not (stage.path / "over").exists()
     assert process.returncode == (HANDLERS[handler] if signalled else 0)
-    assert "Traceback" not in errors, errors
+    if phase or handler != EXIT:
+        # Else CPython may have ignored what the handler raised, aloud: in a callback of its import machinery, say.
+        assert "Traceback" not in errors, errors
     returned = [int(line) for line in (stage.path / "returned").read_bytes().split()]
     journaled = []
     for run in stage.runs():

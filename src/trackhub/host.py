@@ -220,6 +220,7 @@ class Host:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._delivering_threads: set[int] = set()
+        self._put_off: dict[int, Callable[[], None]] = {}
         self._troubled: set[object] = set()
 
     def watch(self, key: object, sync: Callable[[], None]) -> None:
@@ -291,11 +292,17 @@ class Host:
         finally:
             if outermost:
                 self._delivering_threads.discard(thread)
+                if callback := self._put_off.pop(thread, None):
+                    callback()
 
     @property
     def delivers_below(self) -> bool:
         """Whether what this thread does comes in the middle of a delivery in it, as a signal handler may."""
         return threading.get_ident() in self._delivering_threads
+
+    def after_delivery(self, callback: Callable[[], None]) -> None:
+        """Call something as soon as the delivery in this thread, in whose middle this comes, is done with its work."""
+        self._put_off[threading.get_ident()] = callback
 
     def forget(self, run: RunDirectory, backend: str) -> None:
         """A run is complete at a backend."""

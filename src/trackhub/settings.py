@@ -304,7 +304,11 @@ def _settings_file(start: Path) -> tuple[Path | None, dict[str, Any]]:
     for folder in (start, *start.parents):
         for name in ("trackhub.toml", "pyproject.toml"):
             file = folder / name
-            if not file.is_file():
+            try:
+                if not file.is_file():
+                    continue
+            except PermissionError:
+                # A container's working directory may be its builder's alone: whatever is there is not for this user.
                 continue
             import tomllib
 

@@ -162,7 +162,14 @@ def _create(
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        fallback = _temporary_root()
+        try:
+            fallback = _temporary_root()
+        except FileNotFoundError:
+            raise OSError(
+                error.errno,
+                f"{root} cannot be written ({error.strerror}), and there is no temporary directory that can be: set "
+                "TRACKHUB_DIR to a directory that can",
+            ) from error
         run = RunDirectory.create(fallback, _manifest(loaded, options, context, fallback, working_directory))
         _log.warning(
             "trackhub: %s cannot be written (%s): run %s is recorded in %s instead. Set TRACKHUB_DIR to a directory "

@@ -21,7 +21,6 @@ from trackhub.host import host
 
 INLINE_PATIENCE_SECONDS = 1.0
 """How long a delivery that SIGTERM has interrupted in the main thread is let go on first."""
-RETRY_SECONDS = 0.02
 
 
 def watch() -> None:
@@ -61,7 +60,7 @@ class _Handler:
         if host().delivers_below and (active.seconds_since_termination() or 0.0) < INLINE_PATIENCE_SECONDS:
             # What a handler raises would be taken for an error of the backend, and the rest could not be delivered.
             with contextlib.suppress(RuntimeError):
-                _signal_again()
+                _put_off()
                 return
         if callable(self.earlier):
             # It knows how this process ends: at once, or after the checkpoint of this epoch.
@@ -92,15 +91,21 @@ def _is_handled() -> bool:
     return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def _signal_again() -> None:
-    """Have SIGTERM come again in a moment.
+def _put_off() -> None:
+    """Have SIGTERM come again when the delivery in this thread is done, or when there is no more patience with it.
 
     Raises:
         RuntimeError: There can be no more threads.
     """
-    again = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    again = threading.Timer(INLINE_PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     again.daemon = True
     again.start()
+
+    def now() -> None:
+        again.cancel()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    host().after_delivery(now)
 
 
 def _die(number: int) -> None:
@@ -114,12 +119,29 @@ def _die(number: int) -> None:
     os._exit(128 + number)
 
 
+_masks = threading.local()
+
+
+def _hold_back() -> None:
+    """Before a fork: a child that is told to end before it has left our handler would forget about it (CPython drops
+    the signals that come first thing in a child), and whoever waits for it would wait for ever."""
+    if isinstance(signal.getsignal(signal.SIGTERM), _Handler):
+        _masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _let_through() -> None:
+    mask = _masks.__dict__.pop("before_fork", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _leave_to_parent() -> None:
     """In a forked child: as if we had never been there, also where C code would keep our handler waiting."""
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(handler, _Handler):
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, handler.earlier)
+    _let_through()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_leave_to_parent)

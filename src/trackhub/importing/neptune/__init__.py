@@ -128,7 +128,7 @@ class NeptuneRun(SourceRun):
                 path = path_of(entry.operation)
                 if (index, entry.number) >= self._emptied.get(path, (0, 0)):
                     yield from mapper.records_of(entry)
-                else:
+                elif not isinstance(entry.operation, operations.Emptying | operations.OtherOperation):
                     self.findings.changed("operations on fields that were emptied or deleted later", path)
         yield from mapper.rest()
 

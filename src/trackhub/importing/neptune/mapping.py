@@ -33,6 +33,10 @@ MAX_TEXTS = 1_000
 """A text series with more values becomes one CSV file: each text is a file of its own otherwise."""
 
 _SYSTEM = "sys/"
+_WITHOUT_DATA = {
+    "ConfigFloatSeries": "settings of charts, not kept",
+    "DeleteFiles": "files deleted from a set of files, kept",
+}
 _GONE = "files that are gone"
 _OUTSIDE = "files outside of the training directory, not read (allow with --files-from)"
 
@@ -88,6 +92,9 @@ class OperationMapper:
                 tracked = [clean_text(place[0]) for place in operation.entries if place and place[0]]
                 yield ParamsLogged(self._now_ns, {name: list(tracked)})
             case operations.OtherOperation():
+                if operation.type in _WITHOUT_DATA:
+                    self._findings.changed(_WITHOUT_DATA[operation.type], name)
+                    return
                 self._findings.missing(f"operations of the kind {clean_name(operation.type)[:80]}, not imported", name)
             case _:
                 if isinstance(operation, operations.Assigned):

@@ -174,11 +174,19 @@ def clean_path(text: str) -> str:
     return "/".join("_" if part in (".", "..") else part for part in parts) or "_"
 
 
-def time_ns_of(seconds: float | None, otherwise: int) -> int:
-    """Seconds since the epoch as nanoseconds; something else where they are none or out of range."""
+def time_ns_of(seconds: float | None, otherwise: int, findings: Findings | None = None) -> int:
+    """Seconds since the epoch as nanoseconds.
+
+    Args:
+        seconds: None where the source has no time.
+        otherwise: What to take where there is none, or one that does not fit 64 bits.
+        findings: Told of the latter.
+    """
     if seconds is None:
         return otherwise
     try:
         return plain.time_ns_of(seconds)
     except (TypeError, ValueError, OverflowError):
+        if findings is not None:
+            findings.changed("times that do not fit 64 bits, replaced by those before", str(seconds))
         return otherwise

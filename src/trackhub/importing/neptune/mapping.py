@@ -75,7 +75,7 @@ class OperationMapper:
 
     def records_of(self, entry: log.Entry) -> Iterator[JournalRecord]:
         """What an operation becomes."""
-        self._now_ns = time_ns_of(entry.at, self._now_ns)
+        self._now_ns = time_ns_of(entry.at, self._now_ns, self._findings)
         operation, name = entry.operation, path_of(entry.operation)
         match operation:
             case operations.LogFloats():
@@ -144,7 +144,7 @@ class OperationMapper:
         for point in operation.values:
             step = self._step(name, point.step)
             if step is not None:
-                yield MetricsLogged(time_ns_of(point.ts, self._now_ns), step, {name: point.value})
+                yield MetricsLogged(time_ns_of(point.ts, self._now_ns, self._findings), step, {name: point.value})
 
     def _texts(self, name: str, operation: operations.LogStrings) -> Iterator[JournalRecord]:
         long = self._text_counts.get(path_of(operation), 0) > MAX_TEXTS
@@ -153,9 +153,9 @@ class OperationMapper:
             step = self._step(name, point.step)
             if step is None:
                 continue
-            text, time_ns = clean_text(point.value), time_ns_of(point.ts, self._now_ns)
+            text, time_ns = clean_text(point.value), time_ns_of(point.ts, self._now_ns, self._findings)
             if long:
-                rows.append((step, time_ns / 1e9, text))
+                rows.append((step, time_ns / 10**9, text))
             else:
                 file = self._blobs.store(text.encode(), ".txt", "text/plain")
                 yield TextLogged(time_ns, name, file, step)
@@ -180,7 +180,7 @@ class OperationMapper:
                 # The client writes an empty one for a picture that is over its limit.
                 self._findings.missing("pictures that are empty or damaged", f"{name} at step {step}")
                 continue
-            time_ns = time_ns_of(point.ts, self._now_ns)
+            time_ns = time_ns_of(point.ts, self._now_ns, self._findings)
             caption = "\n\n".join(clean_text(text) for text in (picture.name, picture.description) if text)
             if caption:
                 file = self._blobs.store(caption.encode(), ".txt", "text/plain")

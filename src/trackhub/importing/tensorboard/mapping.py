@@ -55,7 +55,7 @@ class EventMapper:
 
     def records_of(self, event: Any, *, superseded: bool) -> Iterator[JournalRecord]:
         """What an event becomes."""
-        self._now_ns = time_ns_of(event.wall_time, self._now_ns)
+        self._now_ns = time_ns_of(event.wall_time, self._now_ns, self._findings)
         what = event.WhichOneof("what")
         if what in _NOT_IMPORTED:
             self._findings.missing(f"{_NOT_IMPORTED[what]}, not imported")

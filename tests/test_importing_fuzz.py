@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from importing_helpers import imported, only
 from stage import records_of
@@ -157,6 +157,9 @@ def test_any_bytes_in_neptunes_files_are_survived(data: bytes, put: bytes, ack: 
     st.integers(0, 40),
     st.integers(0, 90),
 )
+@example(written=10, put=10, missing=[2], cut=0, ack=5)
+@example(written=10, put=12, missing=[7], cut=9, ack=5)
+@example(written=10, put=3, missing=[], cut=0, ack=20)
 def test_the_counts_add_up_whatever_is_missing(written: int, put: int, missing: list[int], cut: int, ack: int) -> None:
     """Of any subset of lines, with the last one cut: what is there arrives, the rest is lost or was sent."""
     kept = [at for at in range(written) if at not in missing]
@@ -185,8 +188,8 @@ def test_the_counts_add_up_whatever_is_missing(written: int, put: int, missing: 
     assert found.get("operations that a server got, too", 0) == sum(at + 1 <= ack for at in kept)
 
 
-def in_bounded_memory(kind: str, place: Path, megabytes: int = 700) -> None:
-    """Import in a process that may not have more memory."""
+def in_bounded_memory(kind: str, place: Path, megabytes: int = 700) -> str:
+    """Import in a process that may not have more memory; gives what it found."""
     code = (
         "import resource; from pathlib import Path; from trackhub.importing import import_runs\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20,) * 2)\n"
@@ -195,6 +198,7 @@ def in_bounded_memory(kind: str, place: Path, megabytes: int = 700) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,8 @@ def test_an_event_that_would_fill_memory_does_not(tmp_path: Path) -> None:
     length.append(left)
     (tmp_path / "source").mkdir()
     event_file(sound_file() + framed(b"\x2a" + bytes(length) + parts) + sound_file())(tmp_path / "source")
-    in_bounded_memory("tensorboard", tmp_path)
+    said = in_bounded_memory("tensorboard", tmp_path)
+    assert "events beyond what is read (64 MiB, 200,000 parts): 1" in said
 
 
 def test_what_the_sound_file_of_these_tests_holds_arrives(tmp_path: Path) -> None:

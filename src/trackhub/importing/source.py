@@ -142,7 +142,7 @@ def run_id(prefix: str, identity: str) -> str:
     >>> run_id("neptune", "d7819eea-62bc")
     'neptune-d7819eea-62bc'
     >>> run_id("neptune", "../../etc")
-    'neptune-d5c8f07ebbbca11d'
+    'neptune-cdeb4f9ab6375dae'
     """
     if _SAFE_ID.fullmatch(identity):
         return f"{prefix}-{identity}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trackhub.rundir import Manifest, RunDirectory
 
 INCOMPLETE = 1
-"""Exit code: something is not delivered, or the doctor found a problem."""
+"""Exit code: something is not delivered or not imported, or the doctor found a problem."""
 
 WRONG = 2
 """Exit code: what was asked for cannot be done; standard error says why."""
@@ -285,6 +285,53 @@ def cat(
     finally:
         reader.close()
     out.flush()
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help="neptune or tensorboard.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="Neptune's directory (.neptune or a part of it), or a log directory."),
+    ],
+    project: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="The project of the runs. Default: as for a new run.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The name of the run, if there is one. Default: its own.")
+    ] = None,
+    files_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--files-from",
+            metavar="DIRECTORY",
+            help="Also copy files below this directory that the source names by their paths (may be repeated).",
+        ),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Read what was imported before anew, and replace it.")] = False,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Import runs from what another tracker left on disk. Exit code 1 if something of it is missing or left out."""
+    from trackhub import settings
+    from trackhub.cli.finding import place_of
+    from trackhub.importing import import_runs
+
+    chosen = settings.load({} if project is None else {"project": project}).settings.project
+    report = import_runs(kind, source, place_of(directory).root, chosen, name, again=again, files_from=files_from or [])
+    if as_json:
+        from trackhub.cli.plainly import plain_import
+
+        _put_json([plain_import(one) for one in report.runs])
+    else:
+        from trackhub.cli.finding import sync_command
+        from trackhub.cli.printing import Printer, print_imports
+
+        print_imports(Printer(), report.runs, sync_command)
+    for sentence in report.left_out:
+        _say(sentence)
+    if not report.complete:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()

@@ -17,6 +17,7 @@ import msgspec
 
 from trackhub.cli.overview import Overview
 from trackhub.errors import SettingsError
+from trackhub.importing import Imported
 from trackhub.readout import WORDS, Readout
 from trackhub.records import Deliverable, MetricsLogged, Record, RunEnded, StoredFile
 from trackhub.report import BackendStanding, DeliveryReport
@@ -165,4 +166,22 @@ def plain_readout(one: Overview, readout: Readout) -> dict[str, Any]:
         "values_left_out": readout.values_left_out,
         "damaged": readout.damaged,
         "sentences": [line for standing in one.standings for line in standing.sentences()],
+    }
+
+
+def plain_import(one: Imported) -> dict[str, Any]:
+    """What became of one run of an import; counts and findings are of when it was imported."""
+    note = one.note
+    return {
+        "id": one.run.path.name,
+        "name": one.name,
+        "directory": str(one.run.path.absolute()),
+        "state": one.state,
+        "status": None if note is None else one.run.end()[0],
+        "complete": one.complete,
+        "problem": one.problem or None,
+        "source": None if note is None else note.source,
+        "imported": None if note is None else iso_time(note.imported_ns),
+        "counts": {} if note is None else note.counts,
+        "findings": [] if note is None else [msgspec.structs.asdict(finding) for finding in note.findings],
     }

@@ -6,7 +6,7 @@ Apart from the commands so that they stay thin, and so that rich is imported onl
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from trackhub.cli.doctor import Diagnosis, Value
     from trackhub.cli.inventory import BackendEntry
     from trackhub.cli.overview import Overview
+    from trackhub.importing import Imported
     from trackhub.readout import MetricSummary, Readout, ValueSummary
     from trackhub.report import BackendStanding, DeliveryReport
-    from trackhub.rundir import Manifest
+    from trackhub.rundir import Manifest, RunDirectory
 
 WIDE_COLUMNS = 116
 """From this width on there is room for everything about a run on one line."""
@@ -285,6 +286,36 @@ def print_reports(printer: Printer, runs: Sequence[tuple[Manifest, DeliveryRepor
         head.append(f"  {legible(manifest.name)}" if manifest.name != manifest.id else "")
         printer.line(head)
         print_report(printer, report, indent=2)
+
+
+# --- imported runs
+
+
+def print_imports(printer: Printer, runs: Sequence[Imported], command: Callable[[RunDirectory], str]) -> None:
+    """Print what became of each run of an import, and what is missing of it.
+
+    Args:
+        printer: Prints.
+        runs: The runs.
+        command: Gives the command that delivers a run.
+    """
+    for one in runs:
+        head = Text(legible(one.run.path.name), style="bold")
+        head.append(f"  {legible(one.name)}" if one.name != one.run.path.name else "")
+        if one.note is None or one.problem:
+            printer.line(head)
+            printer.sentence(Text("✗ ", style="red").append(legible(one.problem), style="default"), indent=2)
+            continue
+        status = one.run.end()[0]
+        printer.line(head.append(f"  {status}", style=_STYLES[status]))
+        counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in one.note.counts.items())
+        mark, style = ("✓", "green") if one.complete else ("!", "yellow")
+        said = f" {one.state}: {counts or 'nothing was logged'}"
+        printer.sentence(Text(mark, style=style).append(legible(said), style="default"), indent=2)
+        for finding in one.note.findings:
+            printer.sentence(str(finding), indent=4, style="yellow" if finding.missing else "dim")
+        if one.state != "already here":
+            printer.line(f"  deliver with: {command(one.run)} --to BACKEND", style="dim")
 
 
 # --- backends and the doctor

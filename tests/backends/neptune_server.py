@@ -20,7 +20,7 @@ series only grow, a run has so many fields. What goes wrong is switched on and o
         server.fail("hang")                                                   # never answers
         server.heal()
         server.stop(); server.start()         # the machine goes away and comes back, with its data, at the same port
-        server.websocket = "silent"           # takes websockets and never answers their close; or "answering", "missing"
+        server.websocket = "silent"           # never answers a close; or "answering", or "missing": there are none
         server.strict_steps = False           # takes what it is given
         server.max_fields = 20
 

@@ -42,7 +42,24 @@ def load_client(name: str, timeout_seconds: int) -> Any:
         # What it prints there is in the delivery report.
         logger.handlers = [one for one in logger.handlers if isinstance(one, ErrorLog)]
         logger.propagate = False
+    _tell_deaths_briefly()
     return module
+
+
+def _tell_deaths_briefly() -> None:
+    """Spare people a page of traceback whenever the client's thread gives up: why it did is in the delivery report."""
+    before = threading.excepthook
+    if getattr(before, "is_ours", False):
+        return
+
+    def tell(death: threading.ExceptHookArgs) -> None:
+        if death.thread is not None and death.thread.name.startswith("Neptune"):
+            _log.info("%s ended: %s", death.thread.name, death.exc_type.__name__)
+        else:
+            before(death)
+
+    tell.is_ours = True  # type: ignore[attr-defined]
+    threading.excepthook = tell
 
 
 def file_type(client: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from trackhub.backends.neptune.client import ErrorLog, variables
 from trackhub.backends.neptune.errors import Attempt, run_is_gone, translated
-from trackhub.errors import BackendUnavailable, RecordRejected
+from trackhub.errors import BackendUnavailable, RecordRejected, StateLost
 
 T = TypeVar("T")
 
@@ -110,6 +110,7 @@ class Connection:
 
     Raises:
         BackendUnavailable: It could not be opened, or not in time.
+        StateLost: The run that `with_id` names is not there.
     """
 
     def __init__(
@@ -131,13 +132,15 @@ class Connection:
         self._late = False
         self._stopping: _Call[None] | None = None
         self.cause: BaseException | None = None
-        self._retry_after: list[tuple[float, float]] = []
+        self._busy: list[float | None] = []
         self.run: Any = None
         attempt = Attempt()
         with variables({"NEPTUNE_DATA_DIRECTORY": str(data_directory)}), attempt:
             self.run = within(timeout_seconds, lambda: self._open(client, mode, arguments))
         if attempt.error is not None:
             self._late = True
+            if "with_id" in arguments and run_is_gone(attempt.error):
+                raise StateLost("the run is gone from the Neptune server") from None
             raise self._translated(attempt.error, "open the run") from None
         self._consumer = getattr(getattr(self.run, "_op_processor", None), "_consumer", None)
         self._log.thread_id = getattr(self._consumer, "ident", None)
@@ -185,6 +188,7 @@ class Connection:
 
     def _do(self, doing: str, call: Callable[[], T], seconds: float) -> T:
         attempt = Attempt()
+        self._busy.clear()
         with attempt:
             return within(seconds, call, self._is_lost)
         assert attempt.error is not None
@@ -194,23 +198,21 @@ class Connection:
         raise error from None
 
     def _is_lost(self) -> bool:
-        return bool(getattr(self._consumer, "last_backoff_time", 0))
+        # Told to come back later, the client would sleep and send again by itself.
+        return bool(self._busy or getattr(self._consumer, "last_backoff_time", 0))
 
     def _translated(self, error: BaseException, doing: str) -> BackendUnavailable | RecordRejected:
         if isinstance(error, _Late):
             return BackendUnavailable(f"Neptune could not {doing}: it did not answer in time")
         if isinstance(error, _Lost):
-            asked = self._retry_after[-1] if self._retry_after else None
-            seconds = asked[1] if asked and time.monotonic() - asked[0] < asked[1] + 1 else None
-            return BackendUnavailable(f"Neptune could not {doing}: the connection is lost", seconds)
+            if self._busy:
+                return BackendUnavailable(
+                    f"Neptune could not {doing}: it asks to be left alone for a while", self._busy[-1]
+                )
+            return BackendUnavailable(f"Neptune could not {doing}: the connection is lost")
         found = translated(error, doing, self._secrets)
         assert isinstance(found, BackendUnavailable | RecordRejected)
         return found
-
-    @property
-    def run_is_gone(self) -> bool:
-        """Whether it failed because the server has no such run."""
-        return run_is_gone(self.cause)
 
     def cut(self) -> None:
         """Keep the client from sending anything more, as far as it can be kept from it, and let go of it."""
@@ -249,15 +251,15 @@ class Connection:
             return
         from requests.adapters import HTTPAdapter
 
-        heard, timeout_seconds = self._retry_after, self._timeout_seconds
+        busy, timeout_seconds = self._busy, self._timeout_seconds
 
         class Bounded(HTTPAdapter):  # type: ignore[misc]
             def send(self, request: Any, *arguments: Any, **named: Any) -> Any:
                 named["timeout"] = named.get("timeout") or timeout_seconds
                 response = super().send(request, *arguments, **named)
-                asked = response.headers.get("Retry-After", "")
-                if response.status_code == 429 and asked.strip().isdecimal():
-                    heard.append((time.monotonic(), float(asked)))
+                if response.status_code == 429:
+                    asked = response.headers.get("Retry-After", "").strip()
+                    busy.append(float(asked) if asked.isdecimal() else None)
                 return response
 
         for scheme in ("http://", "https://"):

@@ -17,7 +17,7 @@ from trackhub.errors import BackendError, BackendUnavailable, RecordRejected
 
 _LONGEST_MESSAGE = 400
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
-_GONE = {"MetadataContainerNotFound", "ContainerUUIDNotFound", "RunNotFound"}
+_GONE = {"MetadataContainerNotFound", "ContainerUUIDNotFound", "ObjectNotFound", "RunNotFound"}
 _ADVICE = {
     "the credentials are refused (NEPTUNE_API_TOKEN)": {
         "Unauthorized",

@@ -53,9 +53,7 @@ def check(options: NeptuneOptions) -> None:
         SettingsError: With what to write instead.
     """
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", options.client) is None:
-        raise SettingsError(
-            f"neptune client = {options.client!r} is no name of a Python module: write neptune or minfx"
-        )
+        raise SettingsError(f"neptune client = {options.client!r} names no module: write neptune or minfx")
     root = options.client.partition(".")[0]
     if find_spec(root) is None:
         line = '"trackhub-sdk[neptune]"' if root == "neptune" else root

@@ -18,7 +18,7 @@ from trackhub.backends.neptune.client import allow_plain_http, load_client
 from trackhub.backends.neptune.connection import Connection, await_latecomers
 from trackhub.backends.neptune.errors import field_limit, secrets_of
 from trackhub.backends.neptune.fields import MAX_FIELDS, Fields
-from trackhub.backends.neptune.names import digest, to_custom_run_id, to_path
+from trackhub.backends.neptune.names import digest, to_custom_run_id
 from trackhub.backends.neptune.options import NeptuneOptions, address_of
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost
 
@@ -57,7 +57,7 @@ class Session:
 
         Raises:
             BackendUnavailable: It did not work out.
-            StateLost: The run is gone, or its offline directory was cut short.
+            StateLost: The run that was there is gone, or its offline directory was cut short.
         """
         if self._connection is not None:
             return
@@ -85,7 +85,7 @@ class Session:
         """The field for something; None if the run can have no more fields, which is noted."""
         self.ensure()
         path = self.fields.place(prefix, name, kind)
-        if path == to_path(prefix, name) or (prefix, name) in self._told:
+        if path == f"{prefix}/{name}" or (prefix, name) in self._told:
             return path
         self._told.add((prefix, name))
         if path is None:

@@ -284,7 +284,7 @@ class NeptuneServer:
 
     def _get_client_config(self, query: Any, headers: Any, body: bytes) -> Any:
         self._check_token(headers)
-        return {"apiUrl": self.url, "applicationUrl": self.url, "pyLibVersions": {"minCompatibleVersion": "1.0.0"}}
+        return {"apiUrl": self.url, "applicationUrl": self.url, "pyLibVersions": {"minCompatibleVersion": "0.1.0"}}
 
     def _exchange_api_token(self, query: Any, headers: Any, body: bytes) -> Any:
         self._check_token(headers)
@@ -706,7 +706,15 @@ _LEADERBOARD = [
     ),
     _entry("getExperiment", f"{_ROOT}/experiment", "Experiment", "experimentId"),
     _entry("getExperimentAttributes", f"{_ROOT}/attributes", "Attributes", "experimentId"),
-    _entry("executeOperations", f"{_ROOT}/operations", ["Error"], "experimentId", method="post", body="operations"),
+    _entry(
+        "executeOperations",
+        f"{_ROOT}/operations",
+        ["Error"],
+        "experimentId",
+        "organizationName",
+        method="post",
+        body="operations",
+    ),
     _entry("ping", f"{_ROOT}/ping", "Nothing", "experimentId", method="post"),
     _entry("getStringAttribute", f"{_ROOT}/string", "Value", *_OF_FIELD),
     _entry("getFloatAttribute", f"{_ROOT}/float", "Value", *_OF_FIELD),

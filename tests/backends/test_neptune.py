@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import signal
 import string
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from neptune_server import SECRET, NeptuneServer, Point, neptune_server
 from neptune_server import Run as ServedRun
-from stage import wait_until
+from stage import Stage, delivery_processes, said, tell, wait_until
 
 from trackhub.backend import RunInfo
 from trackhub.backends.neptune import NeptuneBackend, NeptuneOptions
@@ -798,3 +799,321 @@ def test_an_address_where_nobody_is_keeps_the_data_waiting(tmp_path: Path, token
 def test_a_project_that_is_not_there_is_told(bench: Bench) -> None:
     with pytest.raises(BackendUnavailable, match="no such project"):
         bench.backend(project="people/nothing").open(bench.run(), {})
+
+
+# Offline
+
+
+def operations(run: RunInfo) -> list[dict[str, Any]]:
+    """All operations on disk, of the one directory there is."""
+    (directory,) = (run.directory / ".neptune" / "offline").iterdir()
+    logs = sorted(directory.glob("data-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
+    return [json.loads(line)["obj"] for path in logs for line in path.read_text().splitlines()]
+
+
+def steps_on_disk(run: RunInfo, path: str) -> list[float]:
+    return [
+        entry["step"]
+        for operation in operations(run)
+        if operation["type"] == "LogFloats" and "/".join(operation["path"]) == path
+        for entry in operation["values"]
+    ]
+
+
+def neptune_sync(server: NeptuneServer, run_directory: Path) -> None:
+    """What the command `neptune sync` does, in a process of its own."""
+    code = (
+        "import warnings; warnings.simplefilter('ignore'); import sys; from neptune.cli.commands import sync; "
+        "sync(['--path', sys.argv[1], '--project', sys.argv[2], '--offline-only'])"
+    )
+    environment = {
+        **os.environ,
+        "NEPTUNE_API_TOKEN": server.api_token,
+        "OAUTHLIB_INSECURE_TRANSPORT": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-c", code, str(run_directory), server.project]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_offline_run_says_where_it_is_and_which_run_it_is(bench: Bench) -> None:
+    run = bench.run(parent_remote_id="parent")
+    opened = bench.backend(mode="offline").open(run, {})
+    (directory,) = (run.directory / ".neptune" / "offline").iterdir()
+    assert opened.remote_id == run.id
+    assert opened.link == (
+        f"{directory} (send with: neptune sync --path {run.directory} --project people/digits --offline-only)"
+    )
+    sidecar = json.loads((run.directory / ".neptune" / "trackhub.json").read_text())
+    assert sidecar == {
+        "run_id": run.id,
+        "custom_run_id": run.id,
+        "name": run.name,
+        "project": "people/digits",
+        "parent": "parent",
+        "directory": directory.name,
+    }
+    assert bench.server.count == Counter()
+
+
+def test_an_offline_run_is_sent_by_neptunes_own_command(bench: Bench) -> None:
+    run = bench.run(name="on the train")
+    backend = bench.backend(mode="offline")
+    backend.open(run, {})
+    source = bench.file("model.pt", os.urandom(100_000))
+    red = bench.picture("red")
+    backend.write_params([ParamsLogged(NOW, {"lr": 0.1, "a": 1, "a/b": "x"})])
+    backend.write_tags([TagsSet(NOW, {"team": "vision"})])
+    for _ in range(2):
+        backend.write_metrics(points(range(250)))
+    content = Path(source.path).read_bytes()
+    backend.write_artifacts([ArtifactLogged(NOW, "deep/model.pt", source)])
+    backend.write_images([ImageLogged(NOW, "val", red, 8, 8, step=1)])
+    backend.write_text([TextLogged(NOW, "note", bench.file("t", "hello"), step=1)])
+    # Copied at the call.
+    Path(source.path).unlink()
+    Path(red.path).unlink()
+    backend.close("failed")
+    backend.disconnect()
+    neptune_sync(bench.server, run.directory)
+    served = bench.server.run()
+    assert served.values("parameters/") == {"lr": 0.1, "a": 1, "a_x2f_b": "x"}
+    assert served.values("tags/") == {"team": "vision"}
+    assert served.series("metrics/loss") == [(step, step / 7, MS + 1000 * step) for step in range(250)]
+    assert served.content("artifacts/deep/model.pt") == content
+    assert [point.step for point in served.series("images/val")] == [1]
+    assert [point.value for point in served.series("text/note")] == ["hello"]
+    assert (served.value("sys/name"), served.value("sys/failed")) == ("on the train", True)
+    assert (served.value("trackhub/run_id"), served.value("trackhub/status")) == (run.id, "failed")
+
+
+def test_an_offline_run_that_goes_on_is_written_anew_into_one_directory(bench: Bench) -> None:
+    run = bench.run()
+    first = bench.backend(mode="offline")
+    state = first.open(run, {}).state
+    first.write_metrics(points(range(5)))
+    again = bench.backend(mode="offline")
+    with pytest.raises(StateLost):
+        again.open(run, state)
+    again.open(run, {})
+    again.write_metrics(points(range(8)))
+    assert steps_on_disk(run, "metrics/loss") == list(range(8))
+
+
+def test_what_comes_after_a_directory_was_sent_is_not_sent_twice(bench: Bench) -> None:
+    run = bench.run()
+    first = bench.backend(mode="offline")
+    state = first.open(run, {}).state
+    first.write_metrics(points(range(5)))
+    first.disconnect()
+    neptune_sync(bench.server, run.directory)
+    again = bench.backend(mode="offline")
+    again.open(run, state)
+    again.write_metrics(points(range(5, 8)))
+    assert steps_on_disk(run, "metrics/loss") == [5, 6, 7]
+    assert reasons(again) == Counter({"continued": 1})
+
+
+def test_a_disk_that_refuses_an_offline_run_has_it_written_anew(bench: Bench) -> None:
+    run = bench.run()
+    backend = bench.backend(mode="offline")
+    backend.open(run, {})
+    backend.write_metrics(points(range(3)))
+    (directory,) = (run.directory / ".neptune" / "offline").iterdir()
+    # Uploads are copied into a folder; with a file in its place that is an error of the disk.
+    (directory / "upload_path").rmdir()
+    (directory / "upload_path").write_text("")
+    with pytest.raises(BackendUnavailable, match="NotADirectoryError"):
+        backend.write_artifacts([ArtifactLogged(NOW, "a", bench.file("a"))])
+    with pytest.raises(StateLost):
+        backend.write_artifacts([ArtifactLogged(NOW, "a", bench.file("a"))])
+
+
+# Whole processes
+
+
+@pytest.fixture
+def served_stage(stage: Stage, server: NeptuneServer) -> Stage:
+    for name in [name for name in stage.environment if name.startswith("NEPTUNE_")]:
+        del stage.environment[name]
+    stage.environment |= {
+        "TRACKHUB_BACKENDS": "neptune",
+        "TRACKHUB_NEPTUNE_TIMEOUT_SECONDS": "5",
+        "NEPTUNE_PROJECT": server.project,
+        "NEPTUNE_API_TOKEN": server.api_token,
+    }
+    return stage
+
+
+TRAINING = """
+    import sys, trackhub
+    with trackhub.init(project="digits", name="sgd", params={"lr": 0.1}, finish_timeout=float(sys.argv[1])) as tracker:
+        print("ready", flush=True)
+        for step in range(int(sys.argv[2])):
+            tracker.log_metrics({"loss": step / 7, "accuracy": step / 9}, step=step)
+            if step % 50 == 0:
+                print(step, flush=True)
+                sys.stdin.readline()
+        tracker.log_text("note", "the end")
+"""
+
+
+def train(stage: Stage, steps: int, finish_timeout: float = 30) -> Any:
+    return stage.start(TRAINING.replace("sys.argv[1]", str(finish_timeout)).replace("sys.argv[2]", str(steps)))
+
+
+def go_on(process: Any) -> None:
+    """Let it train to its end."""
+    process.stdin.write("\n" * 1000)
+    process.stdin.close()
+    process.stdout.read()
+    process.wait(60)
+
+
+def is_whole(served: ServedRun, steps: int) -> bool:
+    for key, part in (("loss", 7), ("accuracy", 9)):
+        found = [point[:2] for point in served.series(f"metrics/{key}")]
+        assert found == [(step, step / part) for step in range(steps)], found[:5]
+    return served.value("trackhub/status") == "finished" and served.content("text/note") == b"the end"
+
+
+def test_a_run_arrives_and_its_token_is_nowhere_else(served_stage: Stage, server: NeptuneServer) -> None:
+    go_on(train(served_stage, 500))
+    served_stage.wait_closed("neptune")
+    assert is_whole(server.run(), 500)
+    run = served_stage.run_directory()
+    assert run.cursor("neptune").report.notes == {}
+    assert server.run().custom_id == run.path.name
+    for path in served_stage.path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert SECRET.encode() not in content, path
+            assert server.api_token.encode() not in content, path
+    assert not (served_stage.path / ".neptune").exists()
+
+
+def test_delivery_processes_that_are_killed_leave_everything_once(served_stage: Stage, server: NeptuneServer) -> None:
+    server.strict_steps = False
+    process = train(served_stage, 1000)
+    said(process)
+    killed: set[int] = set()
+    for _ in range(20):
+        said(process)
+        tell(process)
+        wait_until(lambda: server.runs, "the run to be created")
+        if len(killed) < 4:
+            count = server.count["executeOperations"]
+            wait_until(lambda before=count: server.count["executeOperations"] > before, "something to arrive")
+            for pid in delivery_processes(process.pid, "neptune").values():
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+    go_on(process)
+    served_stage.wait_closed("neptune")
+    assert len(killed) >= 2
+    assert is_whole(server.run(), 1000)
+
+
+def test_a_server_that_is_down_at_the_start_gets_everything_later(served_stage: Stage, server: NeptuneServer) -> None:
+    server.stop()
+    go_on(train(served_stage, 100, finish_timeout=1))
+    run = served_stage.run_directory()
+    wait_until(lambda: run.cursor("neptune").report.error, "the trouble to be told")
+    assert "cannot be reached" in str(run.cursor("neptune").report.error)
+    server.start()
+    served_stage.wait_closed("neptune")
+    assert is_whole(server.run(), 100)
+
+
+def test_a_server_that_goes_away_meanwhile_gets_everything_later(served_stage: Stage, server: NeptuneServer) -> None:
+    process = train(served_stage, 400)
+    said(process)
+    for stop in range(8):
+        said(process)
+        if stop == 3:
+            wait_until(lambda: server.runs and "metrics/loss" in server.run().fields, "the first points to arrive")
+            server.stop()
+        if stop == 5:
+            wait_until(lambda: served_stage.run_directory().cursor("neptune").report.error, "the trouble to be told")
+            server.start()
+        tell(process)
+    go_on(process)
+    served_stage.wait_closed("neptune")
+    assert is_whole(server.run(), 400)
+
+
+def test_an_offline_run_whose_delivery_is_killed_is_on_disk_once(served_stage: Stage, server: NeptuneServer) -> None:
+    served_stage.environment["NEPTUNE_MODE"] = "offline"
+    process = train(served_stage, 400)
+    said(process)
+    seen: set[str] = set()
+
+    def begun() -> str | None:
+        """A directory with points in it, of a delivery process that was not killed yet."""
+        if not delivery_processes(process.pid, "neptune"):
+            return None
+        for log in served_stage.run_directory().path.glob(".neptune/offline/*/data-1.log"):
+            if log.parent.name not in seen and "LogFloats" in log.read_text():
+                return log.parent.name
+        return None
+
+    for stop in range(8):
+        said(process)
+        if stop in (2, 5):
+            seen.add(wait_until(begun, "points on disk"))
+            (pid,) = delivery_processes(process.pid, "neptune").values()
+            os.kill(pid, signal.SIGKILL)
+        tell(process)
+    go_on(process)
+    served_stage.wait_closed("neptune")
+    neptune_sync(server, served_stage.run_directory().path)
+    assert is_whole(server.run(), 400)
+
+
+def test_a_child_run_is_delivered_after_its_parent(served_stage: Stage, server: NeptuneServer) -> None:
+    served_stage.run(
+        """
+        import trackhub
+        with trackhub.init(project="digits", name="search") as tracker:
+            with tracker.child("trial 1", params={"lr": 0.5}) as child:
+                child.log_metrics({"loss": 1.0})
+                child.log_confusion_matrix("cm", ["a", "b"], [[1, 2], [3, 4]])
+        """
+    )
+    parent = server.run(name="search")
+    child = server.run(name="trial 1")
+    assert child.value("trackhub/parent") == parent.short_id
+    assert child.values("parameters/") == {"lr": 0.5}
+    assert {path.partition("/")[0] for path in child.paths()} >= {"tables", "figures"}
+
+
+# Another client
+
+
+def test_another_client_of_the_same_api_delivers_as_well(bench: Bench) -> None:
+    pytest.importorskip("minfx")
+    run = bench.run()
+    code = """
+import json, sys
+from pathlib import Path
+from trackhub.backend import RunInfo
+from trackhub.backends.neptune import NeptuneBackend, NeptuneOptions
+from trackhub.records import ArtifactLogged, MetricsLogged, ParamsLogged, StoredFile
+project, token, directory = sys.argv[1:]
+run = RunInfo("minfx-run", "sgd", "digits", 1, Path(directory))
+for last in (5, 8):
+    backend = NeptuneBackend(NeptuneOptions(project=project, api_token=token, client="minfx"))
+    backend.open(run, {})
+    backend.write_params([ParamsLogged(1, {"lr": 0.1})])
+    backend.write_metrics([MetricsLogged(step * 10**9, step, {"loss": 1.0}) for step in range(last)])
+    backend.write_artifacts([ArtifactLogged(1, "code", StoredFile(__import__("os").__file__, 1))])
+    backend.close("finished")
+    backend.disconnect()
+print([note for note in backend.notes.drain()])
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, bench.server.project, bench.server.api_token]
+    done = subprocess.run([*command, str(run.directory)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    served = bench.server.run()
+    assert served.value("parameters/lr") == 0.1
+    assert [point.step for point in served.series("metrics/loss")] == list(range(8))

@@ -63,8 +63,9 @@ def _tell_deaths_briefly() -> None:
 
 
 def file_type(client: str) -> Any:
-    """The client's class of what is uploaded."""
-    return importlib.import_module(f"{client}.types").File
+    """The client's class of what is uploaded, which is not among its top-level names."""
+    package = importlib.import_module(client).init_run.__module__.partition(".metadata_containers")[0]
+    return importlib.import_module(f"{package}.types").File
 
 
 @contextlib.contextmanager
@@ -109,7 +110,7 @@ class ErrorLog(logging.Handler):
         self._secrets = secrets
         self._refused: list[str] = []
         self._guard = threading.Lock()
-        self.thread_id: int | None = None
+        self.thread_ids: frozenset[int | None] = frozenset()
         self.death: BaseException | None = None
 
     def attach(self) -> None:
@@ -125,7 +126,7 @@ class ErrorLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record, if it is of this run's thread."""
         message = without_secrets(record.getMessage(), self._secrets)
-        if record.thread != self.thread_id:
+        if record.thread not in self.thread_ids:
             return
         _log.info("%s", message)
         if record.levelno < logging.ERROR:

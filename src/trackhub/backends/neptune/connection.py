@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from trackhub.backends.neptune.client import ErrorLog, variables
 from trackhub.backends.neptune.errors import Attempt, run_is_gone, translated
@@ -36,6 +37,10 @@ _QUIET = {
     "capture_traceback": False,
     "fail_on_exception": False,
 }
+_SENDERS = ("NeptuneAsyncOpProcessor", "trackhub-neptune")
+"""Threads whose requests carry data, unlike pings."""
+_busy: WeakKeyDictionary[Any, list[float | None]] = WeakKeyDictionary()
+"""Session -> what the server answered last when it was asked too often: how long it asks to be left alone."""
 _latecomers: dict[Path, list[tuple[threading.Thread, float]]] = {}
 """Run directory -> threads of clients that were cut off and may still have a request under way, and since when."""
 
@@ -142,8 +147,8 @@ class Connection:
             if "with_id" in arguments and run_is_gone(attempt.error):
                 raise StateLost("the run is gone from the Neptune server") from None
             raise self._translated(attempt.error, "open the run") from None
-        self._consumer = getattr(getattr(self.run, "_op_processor", None), "_consumer", None)
-        self._log.thread_id = getattr(self._consumer, "ident", None)
+        self._consumers = _consumers(self.run)
+        self._log.thread_ids = frozenset(consumer.ident for consumer in self._consumers)
         self._log.attach()
         self._bound_requests()
 
@@ -199,7 +204,7 @@ class Connection:
 
     def _is_lost(self) -> bool:
         # Told to come back later, the client would sleep and send again by itself.
-        return bool(self._busy or getattr(self._consumer, "last_backoff_time", 0))
+        return bool(self._busy) or any(getattr(one, "last_backoff_time", 0) for one in self._consumers)
 
     def _translated(self, error: BaseException, doing: str) -> BackendUnavailable | RecordRejected:
         if isinstance(error, _Late):
@@ -216,21 +221,20 @@ class Connection:
 
     def cut(self) -> None:
         """Keep the client from sending anything more, as far as it can be kept from it, and let go of it."""
-        consumer: Any = self._consumer
-        if isinstance(consumer, threading.Thread) and hasattr(consumer, "interrupt"):
+        for consumer in self._consumers:
             consumer.interrupt()
             _latecomers.setdefault(self._directory, []).append((consumer, time.monotonic()))
-            _Call(self._let_go).start()
+        _Call(self._let_go).start()
         self._begin_to_stop(0)
 
     def _let_go(self) -> None:
-        """Wake our own thread, which waits for an interrupted one."""
-        consumer: Any = self._consumer
-        waiting = getattr(getattr(self.run, "_op_processor", None), "_waiting_cond", None)
-        consumer.join(LATECOMER_SECONDS)
-        if waiting is not None:
-            with waiting:
-                waiting.notify_all()
+        """Wake our own thread, which waits for interrupted ones."""
+        for consumer in self._consumers:
+            consumer.join(LATECOMER_SECONDS)
+            waiting = getattr(getattr(consumer, "_processor", None), "_waiting_cond", None)
+            if waiting is not None:
+                with waiting:
+                    waiting.notify_all()
 
     def stop(self) -> None:
         """End the connection; what does not end in time is left behind."""
@@ -251,13 +255,15 @@ class Connection:
             return
         from requests.adapters import HTTPAdapter
 
-        busy, timeout_seconds = self._busy, self._timeout_seconds
+        # The client shares one session between runs.
+        self._busy = busy = _busy.setdefault(session, [])
+        timeout_seconds = self._timeout_seconds
 
         class Bounded(HTTPAdapter):  # type: ignore[misc]
             def send(self, request: Any, *arguments: Any, **named: Any) -> Any:
                 named["timeout"] = named.get("timeout") or timeout_seconds
                 response = super().send(request, *arguments, **named)
-                if response.status_code == 429:
+                if response.status_code == 429 and threading.current_thread().name in _SENDERS:
                     asked = response.headers.get("Retry-After", "").strip()
                     busy.append(float(asked) if asked.isdecimal() else None)
                 return response
@@ -265,3 +271,12 @@ class Connection:
         for scheme in ("http://", "https://"):
             with suppress(AttributeError):
                 session.mount(scheme, Bounded())
+
+
+def _consumers(run: Any) -> list[Any]:
+    """The threads of the client that send what was logged; none offline."""
+    processor = getattr(run, "_op_processor", None)
+    # `minfx` sends to several servers at once.
+    parts = getattr(processor, "_processors", None) or [processor]
+    found = [getattr(part, "_consumer", None) for part in parts]
+    return [one for one in found if isinstance(one, threading.Thread) and hasattr(one, "interrupt")]

@@ -21,6 +21,7 @@ series only grow, a run has so many fields. What goes wrong is switched on and o
         server.heal()
         server.stop(); server.start()         # the machine goes away and comes back, with its data, at the same port
         server.websocket = "silent"           # never answers a close; or "answering", or "missing": there are none
+        server.signal("stop")                 # what a person presses in the app; or "abort"
         server.strict_steps = False           # takes what it is given
         server.max_fields = 20
 
@@ -188,6 +189,7 @@ class NeptuneServer:
         self._faults: list[Fault] = []
         self._healed = threading.Event()
         self._lock = threading.RLock()
+        self.websockets: set[socket.socket] = set()
         self._port = 0
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
@@ -228,6 +230,13 @@ class NeptuneServer:
         with self._lock:
             self._faults.clear()
         self._healed.set()
+
+    def signal(self, kind: str) -> None:
+        """Send a signal through all websockets there are."""
+        content = json.dumps({"type": f"neptune/{kind}", "body": {"seconds": 5}}).encode()
+        for connection in list(self.websockets):
+            with contextlib.suppress(OSError):
+                connection.sendall(bytes([0x81, len(content)]) + content)
 
     def start(self) -> None:
         """Listen, at the same port as before."""
@@ -653,6 +662,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.server.neptune.count["websocket"] += 1
         self.close_connection = True
+        self.server.neptune.websockets.add(self.connection)
+        try:
+            self._keep_websocket()
+        finally:
+            self.server.neptune.websockets.discard(self.connection)
+
+    def _keep_websocket(self) -> None:
         while True:
             head = self.rfile.read(2)
             if len(head) < 2:

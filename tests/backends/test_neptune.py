@@ -1070,6 +1070,26 @@ def test_an_offline_run_whose_delivery_is_killed_is_on_disk_once(served_stage: S
     assert is_whole(server.run(), 400)
 
 
+@pytest.mark.parametrize("kind", ["stop", "abort"])
+def test_a_signal_from_the_app_ends_a_connection_and_nothing_else(
+    kind: str, served_stage: Stage, server: NeptuneServer
+) -> None:
+    server.websocket = "answering"
+    process = train(served_stage, 400)
+    said(process)
+    for stop in range(8):
+        said(process)
+        if stop == 3:
+            wait_until(lambda: server.websockets and "metrics/loss" in server.run().fields, "a websocket")
+            server.signal(kind)
+            wait_until(lambda: not server.websockets, "the client to obey")
+        tell(process)
+    go_on(process)
+    served_stage.wait_closed("neptune")
+    assert server.count["websocket"] >= 2
+    assert is_whole(server.run(), 400)
+
+
 def test_a_child_run_is_delivered_after_its_parent(served_stage: Stage, server: NeptuneServer) -> None:
     served_stage.run(
         """

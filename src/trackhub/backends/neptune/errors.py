@@ -48,6 +48,10 @@ _ADVICE = {
         "ConnectionRefusedError",
     },
     "it did not answer in time": {"Timeout", "ReadTimeout", "ConnectTimeout", "BravadoTimeoutError"},
+    "the connection was ended, from the app or by the client itself": {
+        "InactiveRunException",
+        "NeptuneSynchronizationAlreadyStoppedException",
+    },
     "it is failing": {"HTTPInternalServerError", "HTTPBadGateway", "HTTPServiceUnavailable", "HTTPGatewayTimeout"},
 }
 _BAD_VALUES = {"OperationNotSupported", "MetadataInconsistency", "FileNotFound", "HTTPRequestEntityTooLarge"}

@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import urllib.error
-import urllib.request
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -102,6 +100,9 @@ def probe(options: NeptuneOptions) -> str | None:
     address = address_of(options)
     if options.mode == "offline" or address is None or not address.startswith(("http://", "https://")):
         return None
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(f"{address.rstrip('/')}/api/backend/swagger.json", timeout=PROBE_SECONDS) as answer:
             return f"{address} answers ({answer.status})"

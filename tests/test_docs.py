@@ -24,7 +24,7 @@ PACKAGE = Path(str(trackhub.__file__)).parent
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-NEEDED = {"mlflow": "mlflow", "tensorboard": "tensorboard", "numpy": "numpy", "kfp": "kfp"}
+NEEDED = {name: name for name in ("kfp", "mlflow", "neptune", "numpy", "tensorboard")}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

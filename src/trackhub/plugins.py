@@ -27,6 +27,7 @@ BUILT_IN = {
     "katib": "trackhub.backends.katib",
     "kfp": "trackhub.backends.kfp",
     "mlflow": "trackhub.backends.mlflow",
+    "neptune": "trackhub.backends.neptune",
     "tensorboard": "trackhub.backends.tensorboard",
 }
 """Name -> module. The same hook as any plugin's is called in it; being listed here only saves the look-up."""

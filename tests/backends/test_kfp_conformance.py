@@ -27,7 +27,6 @@ ROLES = {
 class TestKfp(BackendConformance):
     kind = KfpBackend
     vendor_modules = ("kfp",)
-    is_registered = False
     shows_params = shows_tags = False  # on a page for people, drawn when the run ends
     shows_files = False  # an output holds one file, under its own name
     shows_children = tells_status = False

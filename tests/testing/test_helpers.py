@@ -194,3 +194,18 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
 
     with pytest.raises(AttributeError, match=name):
         getattr(trackhub.testing, name)
+
+
+def test_a_run_in_memory_can_be_looked_into_by_the_test_that_trains(tmp_path: Path) -> None:
+    with trackhub.init(dir=tmp_path, backends="memory", mode="online", params={"lr": 0.1}) as tracker:
+        tracker.log_metrics({"loss": 0.5}, step=1)
+        tracker.flush()
+        assert MemoryBackend.runs[tracker.id].shown().status == "running"
+        with tracker.child("fold") as fold:
+            fold.log_histogram("weights", [1.0, 2.0, 2.5])
+    assert tracker.finish().complete
+    shown = MemoryBackend.runs[tracker.id].shown()
+    assert [point[:2] for point in shown.metrics["loss"]] == [(1, 0.5)]
+    assert (shown.params, shown.status) == ({"lr": 0.1}, "finished")
+    assert MemoryBackend.runs[fold.id].shown().parent == tracker.id
+    assert MemoryBackend.runs[fold.id].shown().others == {"weights"}

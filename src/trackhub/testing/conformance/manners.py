@@ -114,7 +114,7 @@ class HasManners(Subject):
         options = self.options_that_lead_nowhere(tmp_path)
         if options is None:
             pytest.skip("there is nothing that could not be reached")
-        run = self.rehearse(tmp_path, **options)
+        run = self.rehearse(tmp_path, options=options)
         run.log(samples.metrics(0, loss=0.5))
         delivery = run.delivery()
         try:

@@ -94,9 +94,13 @@ class Subject:
         raise NotImplementedError
 
     def rehearse(
-        self, directory: Path, name: str = "run", parent: Rehearsal | None = None, **options: Any
+        self,
+        directory: Path,
+        name: str = "run",
+        parent: Rehearsal | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Rehearsal:
-        """A new run for this backend. The suite calls it; authors need not.
+        """A new run for this backend, for the suite and for further tests of an author.
 
         Args:
             directory: The test's directory.
@@ -104,7 +108,8 @@ class Subject:
             parent: The run it is a child of.
             options: Instead of what `options` gives.
         """
-        made = self.kind.resolve(self.kind.Options.model_validate(options or dict(self.options(directory))), directory)
+        given = self.options(directory) if options is None else options
+        made = self.kind.resolve(self.kind.Options.model_validate(dict(given)), directory)
         return Rehearsal(directory, self.kind, made, lambda opened: self.read(directory, opened), name, parent)
 
     def expected(self, value: float) -> float:

@@ -204,6 +204,17 @@ def install_plugins(directory: Path) -> None:
     (directory / "broken_plugin_of_a_stranger.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
 
 
+def lay_out_distribution(site: Path, distribution: str, module: str, code: str, *names: str) -> None:
+    """Lay a distribution out as an installer does: version 1.5, with one module that brings backends of these names."""
+    site.mkdir(exist_ok=True)
+    (site / f"{module}.py").write_text(code, encoding="utf-8")
+    metadata = site / f"{distribution.replace('-', '_')}-1.5.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n", encoding="utf-8")
+    points = "".join(f"{name} = {module}\n" for name in names)
+    (metadata / "entry_points.txt").write_text(f"[trackhub]\n{points}", encoding="utf-8")
+
+
 def calls_in(path: Path) -> list[dict[str, Any]]:
     """What a backend was called with; a line that is being written does not count yet."""
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Plugins of others that fail in every way: the training and the other backends do not notice, and status names them."""
+"""Plugins that fail in every way: the training and the other backends do not notice, and status names the culprit."""
 
 from __future__ import annotations
 

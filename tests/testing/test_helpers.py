@@ -17,8 +17,8 @@ from trackhub import BackendUnavailable
 from trackhub.plugins import backend_names, find_backend
 from trackhub.records import MetricsLogged
 from trackhub.testing import FlakyBackend, MemoryBackend, Point, Script, Shown, recorded
-from trackhub.testing.conformance.rehearsal import Rehearsal
-from trackhub.testing.conformance.samples import metrics, sample
+from trackhub.testing.rehearsal import Rehearsal
+from trackhub.testing.samples import metrics, sample
 
 TEST_OF_A_USER = """
     import trackhub

@@ -21,9 +21,9 @@ from trackhub.lowering import supported_kinds
 from trackhub.plugins import find_backend
 from trackhub.records import MetricsLogged, ParamsLogged, StoredFile, TagsSet
 from trackhub.settings import full_options
-from trackhub.testing.conformance import samples
-from trackhub.testing.conformance.rehearsal import CREATED_NS, Rehearsal
+from trackhub.testing import samples
 from trackhub.testing.conformance.subject import Subject
+from trackhub.testing.rehearsal import CREATED_NS, Rehearsal
 
 SETTLING_SECONDS = 10.0
 CYCLES = 3

@@ -12,9 +12,9 @@ import pytest
 
 from trackhub.lowering import supported_kinds
 from trackhub.records import MetricsLogged, ParamsLogged, PlainValue, TagsSet
-from trackhub.testing.conformance import samples
-from trackhub.testing.conformance.rehearsal import CREATED_NS, Rehearsal
+from trackhub.testing import samples
 from trackhub.testing.conformance.subject import Subject
+from trackhub.testing.rehearsal import CREATED_NS, Rehearsal
 
 MANY = 10_000
 LONG = "0123456789abcdef" * 65_536  # 1 MiB

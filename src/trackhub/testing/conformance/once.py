@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from trackhub.settings import full_options
-from trackhub.testing.conformance import samples
-from trackhub.testing.conformance.rehearsal import Rehearsal
+from trackhub.testing import samples
 from trackhub.testing.conformance.subject import Subject
+from trackhub.testing.rehearsal import Rehearsal
 
 KILLED_DELIVERY = """
 import importlib, json, os, pathlib, signal, sys

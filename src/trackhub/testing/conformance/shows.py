@@ -11,9 +11,9 @@ import pytest
 
 from trackhub.lowering import supported_kinds
 from trackhub.records import EndStatus, MetricsLogged, ParamsLogged, TagsSet
-from trackhub.testing.conformance import samples
-from trackhub.testing.conformance.rehearsal import CREATED_NS
+from trackhub.testing import samples
 from trackhub.testing.conformance.subject import Subject
+from trackhub.testing.rehearsal import CREATED_NS
 
 MILLISECOND_NS = 1_000_000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from trackhub.backend import Backend, OpenedRun
-from trackhub.testing.conformance.rehearsal import Rehearsal
+from trackhub.testing.rehearsal import Rehearsal
 from trackhub.testing.shown import Shown
 
 

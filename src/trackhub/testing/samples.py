@@ -26,7 +26,7 @@ from trackhub.records import (
     TagsSet,
     TextLogged,
 )
-from trackhub.testing.conformance.rehearsal import CREATED_NS, Rehearsal
+from trackhub.testing.rehearsal import CREATED_NS, Rehearsal
 
 NAME = "sample"
 RICH_KINDS = [kind for kind in KINDS.values() if kind not in ("metrics", "params", "tags", "artifacts")]

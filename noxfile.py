@@ -13,8 +13,10 @@ import nox
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-EXTRAS = "kfp,mlflow,tensorboard"
+EXTRAS = "kfp,mlflow,neptune,tensorboard"
 BUILD = Path("build")
+PLUGINS = ["examples/trackhub-csv"]
+"""Packages of plugins that the tests choose by name, as their users do."""
 
 nox.needs_version = ">=2025.5"
 nox.options.sessions = ["tests", "lint", "types"]
@@ -33,6 +35,7 @@ def install_wheel(session: nox.Session) -> None:
     session.run_install("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
     [wheel] = folder.glob("trackhub_sdk-*.whl")
     session.install(f"trackhub-sdk[{EXTRAS}] @ {wheel.resolve().as_uri()}", *group("tests"))
+    session.install("--no-deps", *(f"./{plugin}" for plugin in PLUGINS))
     if os.environ.get("TRACKHUB_TEST_TORCH") == "1":
         session.install(*group("torch"))
     # A session that is used again may hold an earlier wheel of the same version.

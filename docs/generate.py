@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,8 +24,11 @@ from typer.core import TyperGroup
 
 from trackhub import cli, lowering, plugins, settings
 from trackhub.backend import Backend, VendorVariable
+from trackhub.testing import Shown, samples
+from trackhub.testing.rehearsal import Rehearsal
 
 HERE = Path(__file__).parent
+SIMPLER = {"tables": "a table", "figures": "a figure", "artifacts": "a file"}
 NOTE = "<!-- Written by docs/generate.py: change settings.py, a backend or cli.py instead. -->"
 
 
@@ -93,14 +97,13 @@ def backends_page() -> str:
         NOTE,
         "",
         "What a backend can show is read off its class. A kind that it has no place for is shown as a simpler one; "
-        "where nothing fits it is left out there, counted in the delivery report, and still in the run directory.",
+        "where nothing fits it is left out there, counted in the delivery report, and still in the run directory. The "
+        "table is made by giving a record of each kind to each class.",
         "",
         f"| kind | {' | '.join(f'[{name}]({name}.md)' for name in names)} |",
         f"|---|{'---|' * len(names)}",
     ]
-    for kind in lowering.KINDS.values():
-        cells = [_shown_as(kind, lowering.supported_kinds(backend)) for backend in backends]
-        lines.append(f"| {kind.replace('_', ' ')} | {' | '.join(cells)} |")
+    lines += capability_rows(backends)
     lines += [
         "",
         "`trackhub backends` shows which of them are installed, and in which version. Others come as plugins: see "
@@ -113,6 +116,22 @@ def backends_page() -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def capability_rows(backends: Sequence[type[Backend]]) -> list[str]:
+    """Kind by kind what becomes of a record at each backend: shown, shown as something simpler, or left out."""
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        for kind in lowering.KINDS.values():
+            cells = []
+            for backend in backends:
+                run = Rehearsal(Path(directory), backend, backend.Options(), lambda _: Shown())
+                supported = lowering.supported_kinds(backend)
+                shown = lowering.lower(samples.sample(run, kind), supported, run.info())
+                names = dict.fromkeys(SIMPLER.get(lowering.KINDS[type(record)], "") for record in shown)
+                cells.append("shown" if kind in supported else f"as {' and '.join(names)}" if names else "left out")
+            rows.append(f"| {kind.replace('_', ' ')} | {' | '.join(cells)} |")
+    return rows
 
 
 def commands_page() -> str:
@@ -189,20 +208,6 @@ def _default_text(info: FieldInfo) -> str:
     if default is None or default == ():
         return ""
     return f" · default `{default:g}`" if isinstance(default, float) else f" · default `{default}`"
-
-
-def _shown_as(kind: str, supported: frozenset[str]) -> str:
-    """What becomes of a kind: the base class says in each method's docstring what it is lowered to."""
-    if kind in supported:
-        return "yes"
-    simpler = re.search(r"lowered to (.+)\.", getattr(Backend, f"write_{kind}").__doc__ or "")
-    if simpler is None:
-        return "-"
-    singular = {"a table": "tables", "a figure": "figures"}
-    kinds = [singular.get(word, word) for word in simpler[1].split(" and ")]
-    if all(_shown_as(one, supported) == "-" for one in kinds):
-        return "-"
-    return f"as {simpler[1].replace('tables', 'a table').replace('artifacts', 'a file')}"
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Small backends of our own for the tests of delivery: what they are given they write to a file, a JSON line a call.
 
-In-process tests hand them a `Script`; delivery processes find them as a plugin (see `install_plugins`).
+In-process tests have them fail with `trackhub.testing.FlakyBackend`; delivery processes find them as a plugin (see
+`install_plugins`).
 """
 
 from __future__ import annotations
@@ -10,35 +11,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 import trackhub
-from trackhub import Backend, BackendOptions, BackendUnavailable, OpenedRun, RecordRejected, RunInfo
+from trackhub import Backend, BackendOptions, BackendUnavailable, OpenedRun, RunInfo
 from trackhub.records import EndStatus, MetricsLogged, Record
 
 HERE = Path(__file__).parent
-
-
-@dataclass
-class Script:
-    """What goes wrong, and when.
-
-    Args:
-        failures: Method -> what its calls raise, one after the other; None for a call that works.
-        is_bad: Which records are refused for ever; asked for each metric alone, too.
-        checkpoints: What `checkpoint` gives, one after the other.
-        notes: Method -> notes its calls add.
-    """
-
-    failures: dict[str, list[BaseException | None]] = field(default_factory=dict)
-    is_bad: Callable[[Record], bool] = lambda record: False
-    checkpoints: list[Mapping[str, Any]] = field(default_factory=list)
-    notes: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
 
 class LinesOptions(BackendOptions):
@@ -52,19 +35,10 @@ class LinesBackend(Backend):
     name = "lines"
     Options = LinesOptions
 
-    def __init__(self, options: LinesOptions, script: Script | None = None) -> None:
-        super().__init__(options)
-        self.script = script or Script()
+    checkpoints: ClassVar[list[Mapping[str, Any]]] = []
+    """What `checkpoint` gives, one after the other."""
 
     def _call(self, method: str, records: Sequence[Record] = (), **more: Any) -> None:
-        for note in self.script.notes.get(method, []):
-            self.notes.add(*note)
-        failures = self.script.failures.get(method)
-        failure = failures.pop(0) if failures else None
-        if failure is not None:
-            raise failure
-        if any(self.script.is_bad(record) for record in records):
-            raise RecordRejected(f"one of {len(records)} is bad")
         line = {"call": method, "records": [_plain(record) for record in records], **more}
         with Path(self.options.path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -74,7 +48,7 @@ class LinesBackend(Backend):
         return OpenedRun(remote_id=f"remote-{run.id}", link=f"lines:{run.id}", state={"opened": True})
 
     def checkpoint(self) -> Mapping[str, Any] | None:
-        return self.script.checkpoints.pop(0) if self.script.checkpoints else None
+        return self.checkpoints.pop(0) if self.checkpoints else None
 
     def close(self, status: EndStatus) -> None:
         self._call("close", status=status)
@@ -228,6 +202,17 @@ def install_plugins(directory: Path) -> None:
         f"[trackhub]\n{names}broken = broken_plugin_of_a_stranger\n", encoding="utf-8"
     )
     (directory / "broken_plugin_of_a_stranger.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
+
+
+def lay_out_distribution(site: Path, distribution: str, module: str, code: str, *names: str) -> None:
+    """Lay a distribution out as an installer does: version 1.5, with one module that brings backends of these names."""
+    site.mkdir(exist_ok=True)
+    (site / f"{module}.py").write_text(code, encoding="utf-8")
+    metadata = site / f"{distribution.replace('-', '_')}-1.5.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n", encoding="utf-8")
+    points = "".join(f"{name} = {module}\n" for name in names)
+    (metadata / "entry_points.txt").write_text(f"[trackhub]\n{points}", encoding="utf-8")
 
 
 def calls_in(path: Path) -> list[dict[str, Any]]:

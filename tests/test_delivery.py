@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from backends_for_tests import (
@@ -17,7 +17,6 @@ from backends_for_tests import (
     LinesOptions,
     MetricsOnlyBackend,
     OrderedBackend,
-    Script,
     calls_in,
 )
 
@@ -44,6 +43,7 @@ from trackhub.records import (
     TagsSet,
 )
 from trackhub.rundir import Manifest, RunDirectory
+from trackhub.testing import FlakyBackend, Script
 
 
 class FakeClock:
@@ -70,7 +70,7 @@ class Scene:
 
     def delivery(self) -> Delivery:
         def make() -> Backend:
-            return self.kind(LinesOptions(path=str(self.lines)), self.script)
+            return FlakyBackend.around(self.kind, self.script)(LinesOptions(path=str(self.lines)))
 
         return Delivery(self.run, "lines", make, "lines 1.0", self.clock)
 
@@ -444,7 +444,10 @@ def test_a_cursor_that_is_no_cursor_starts_over(scene: Scene) -> None:
 
 
 def test_the_state_a_backend_gives_comes_back_at_the_next_open(scene: Scene) -> None:
-    scene.script.checkpoints = [{"offset": 1}, {"offset": 2}]
+    class Remembering(LinesBackend):
+        checkpoints: ClassVar[list[Mapping[str, Any]]] = [{"offset": 1}, {"offset": 2}]
+
+    scene.kind = Remembering
     writer = scene.writer()
     first = scene.delivery()
     settle(first)

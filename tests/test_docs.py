@@ -86,34 +86,23 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
 def test_every_block_says_what_it_is() -> None:
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-        languages = {fence for fence in fences[::2] if fence}
-        assert languages <= {"python", "shell", "text", "toml", "{toctree}", "{eval-rst}"}, name_of(page)
+        languages = {fence.split()[0] for fence in fences[::2] if fence}
+        assert languages <= {"python", "shell", "text", "toml", "{toctree}", "{eval-rst}", "{literalinclude}"}, name_of(
+            page
+        )
 
 
-def test_the_plugin_of_the_docs_is_delivered_to(tmp_path: Path) -> None:
-    [code] = [code for language, code in blocks(DOCS / "plugins.md") if language == "python"]
-    [entry_point] = [code for language, code in blocks(DOCS / "plugins.md") if language == "toml"]
-    package, information = tmp_path / "my_package", tmp_path / "my_package-1.0.dist-info"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "jsonlines.py").write_text(code)
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    line = entry_point.splitlines()[1].replace('"', "")
-    (information / "entry_points.txt").write_text(f"[{plugins.ENTRY_POINT_GROUP}]\n{line}\n")
-    program = (
-        "import trackhub\n"
-        "with trackhub.init(backends='jsonlines') as tracker:\n"
-        "    tracker.log_metrics({'loss': 0.5}, step=7)\n"
-        "    tracker.log_text('notes', 'no place for this')\n"
-        "print(tracker.finish())\n"
-    )
-    report = run(
-        [sys.executable, "-c", program], tmp_path, PYTHONPATH=str(tmp_path), TRACKHUB_JSONLINES_PATH="out.jsonl"
-    )
-    assert "jsonlines: complete (metrics 1)" in report
-    assert "has no place for text: 1" in report
-    assert '"step": 7, "loss": 0.5' in (tmp_path / "out.jsonl").read_text()
+def test_what_the_page_on_plugins_shows_is_in_the_example() -> None:
+    page = (DOCS / "plugins.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```{literalinclude} (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {path.rpartition("/")[2] for path, _ in shown} == {"pyproject.toml", "__init__.py", "test_csv.py"}
+    for path, options in shown:
+        source = (DOCS / path).read_text(encoding="utf-8")
+        for option, text in re.findall(r'^:(\S+): "?(.*?)"?$', options, re.MULTILINE):
+            if option in ("start-at", "end-before"):
+                assert source.count(text) >= 1, text
+            if option == "pyobject":
+                assert re.search(rf"^ *(def|class) {text.rpartition('.')[2]}\b", source, re.MULTILINE), text
 
 
 def test_the_generated_pages_are_current() -> None:
@@ -141,7 +130,7 @@ def test_every_variable_that_a_page_names_exists() -> None:
             f"TRACKHUB_{backend.upper()}_{name.upper()}" for name in plugins.find_backend(backend).Options.model_fields
         }
     known |= {
-        "TRACKHUB_JSONLINES_PATH",
+        "TRACKHUB_CSV_DIRECTORY",
         "TRACKHUB_TEST_TORCH",
         "TRACKHUB_BENCH_LIGHTNING",
     }  # the example of a plugin; noxfile.py

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from backends_for_tests import lay_out_distribution
 from journal_helpers import run_python
 
 from trackhub.errors import UnknownBackendError
@@ -46,23 +47,13 @@ print("imported:", ",".join(sorted(m for m in sys.modules if m.startswith("plugi
 """
 
 
-def install(site: Path, distribution: str, module: str, code: str, *names: str) -> None:
-    """Lay a distribution out as an installer does."""
-    site.mkdir(exist_ok=True)
-    (site / f"{module}.py").write_text(code)
-    metadata = site / f"{distribution.replace('-', '_')}-1.5.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
-    (metadata / "entry_points.txt").write_text("[trackhub]\n" + "".join(f"{name} = {module}\n" for name in names))
-
-
 def attempt(site: Path, *names: str) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(site)}
     return run_python(TRY, *names, environment=environment).strip().split("\n")
 
 
 def test_a_backend_of_another_package_is_found_by_its_name_with_its_version(tmp_path: Path) -> None:
-    install(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
+    lay_out_distribution(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
     names, lab, imported = attempt(tmp_path, "lab")
     assert "lab" in names.split(",")
     assert lab == "lab: plugin_lab.LabBackend of lab-plugin 1.5"
@@ -89,8 +80,8 @@ def test_a_package_installed_with_pip_is_found(tmp_path: Path) -> None:
 
 
 def test_a_strangers_broken_plugin_hurts_nobody_and_is_not_imported(tmp_path: Path) -> None:
-    install(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
-    install(tmp_path, "stranger", "plugin_broken", "raise SystemExit('broken')", "broken")
+    lay_out_distribution(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
+    lay_out_distribution(tmp_path, "stranger", "plugin_broken", "raise SystemExit('broken')", "broken")
     names, lab, imported = attempt(tmp_path, "lab")
     assert {"lab", "broken"} <= set(names.split(","))
     assert lab.startswith("lab: plugin_lab.LabBackend")
@@ -120,7 +111,7 @@ BROKEN = {
 def test_a_broken_plugin_that_is_asked_for_is_named_with_its_version_and_what_is_wrong(
     tmp_path: Path, code: str
 ) -> None:
-    install(tmp_path, "lab-plugin", "plugin_lab", code, "lab")
+    lay_out_distribution(tmp_path, "lab-plugin", "plugin_lab", code, "lab")
     said = attempt(tmp_path, "lab", "lab")
     assert said[1] == said[2]
     assert said[1].startswith("lab: SettingsError: the plugin of backend 'lab' (lab-plugin 1.5)")
@@ -132,15 +123,15 @@ def test_a_broken_plugin_that_is_asked_for_is_named_with_its_version_and_what_is
 
 
 def test_an_entry_point_that_leads_nowhere_is_named(tmp_path: Path) -> None:
-    install(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
+    lay_out_distribution(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
     points = tmp_path / "lab_plugin-1.5.dist-info" / "entry_points.txt"
     points.write_text("[trackhub]\nlab = plugin_lab:no_such_attribute\n")
     assert "(lab-plugin 1.5) cannot be loaded: AttributeError" in attempt(tmp_path, "lab")[1]
 
 
 def test_two_packages_that_claim_one_name_are_both_named(tmp_path: Path) -> None:
-    install(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
-    install(tmp_path, "other-lab", "plugin_other", GOOD, "lab")
+    lay_out_distribution(tmp_path, "lab-plugin", "plugin_lab", GOOD, "lab")
+    lay_out_distribution(tmp_path, "other-lab", "plugin_other", GOOD, "lab")
     said = attempt(tmp_path, "lab")[1]
     assert "two packages bring a backend called 'lab'" in said
     assert "lab-plugin (plugin_lab)" in said
@@ -150,7 +141,7 @@ def test_two_packages_that_claim_one_name_are_both_named(tmp_path: Path) -> None
 
 def test_one_package_found_twice_on_the_path_is_one_package(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        install(tmp_path / folder, "lab-plugin", "plugin_lab", GOOD, "lab")
+        lay_out_distribution(tmp_path / folder, "lab-plugin", "plugin_lab", GOOD, "lab")
     assert attempt(Path(f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}"), "lab")[1].startswith("lab: plugin_lab")
 
 
@@ -158,7 +149,7 @@ def test_one_plugin_may_bring_several_backends(tmp_path: Path) -> None:
     code = GOOD.replace("return [LabBackend]", "return [LabBackend, OtherBackend]").replace(
         "@trackhub.hookimpl", "class OtherBackend(LabBackend):\n    name = 'other'\n\n@trackhub.hookimpl"
     )
-    install(tmp_path, "lab-plugin", "plugin_lab", code, "lab", "other")
+    lay_out_distribution(tmp_path, "lab-plugin", "plugin_lab", code, "lab", "other")
     _, lab, other, _ = attempt(tmp_path, "lab", "other")
     assert lab.startswith("lab: plugin_lab.LabBackend")
     assert other.startswith("other: plugin_lab.OtherBackend")

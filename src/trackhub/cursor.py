@@ -192,6 +192,14 @@ class CursorFile:
         finally:
             os.close(descriptor)
 
+    @property
+    def claimed_ns(self) -> int:
+        """When it was last claimed, nanoseconds since the Unix epoch; 0 for never."""
+        try:
+            return self._lock_path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def holder(self) -> int | None:
         """The process that wrote its id when it last claimed this cursor, for messages."""
         with suppress(OSError, ValueError):

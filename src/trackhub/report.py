@@ -5,13 +5,17 @@ Apart because `flush()`, `finish()` and the command line show the same one, all 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trackhub.cursor import Cursor
+from trackhub.journal import JournalReader
 from trackhub.rundir import RunDirectory
 
 SHOWN_CHILDREN = 5
+SILENT_SECONDS = 10.0
+"""How long a delivery may be busy with one call of a backend before people are told."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class BackendStanding:
         undelivered: Number of records the backend does not have yet.
         complete: Whether nothing is left to deliver, the run's end included if the run has ended.
         out_of_reach: Whether what it does not have cannot be delivered any more: it lived in a process that has ended.
+        process_id: The last process that delivered, unless all has arrived; None if none has begun.
+        delivering: Whether that process still does.
+        silent_seconds: For how long it has not saved anything, though there was something to deliver.
     """
 
     backend: str
@@ -31,6 +38,9 @@ class BackendStanding:
     undelivered: int
     complete: bool
     out_of_reach: bool = False
+    process_id: int | None = None
+    delivering: bool = False
+    silent_seconds: float = 0.0
 
     @classmethod
     def of(cls, run: RunDirectory, backend: str, cursor: Cursor, undelivered: int, *, ended: bool) -> BackendStanding:
@@ -45,8 +55,14 @@ class BackendStanding:
         """
         arrived = not undelivered and (cursor.closed or not ended)
         lives_in_process = backend in run.manifest.in_process
-        out_of_reach = not arrived and lives_in_process and not run.cursor_file(backend).is_claimed
-        return cls(backend, cursor, undelivered, arrived or out_of_reach, out_of_reach)
+        if arrived:
+            return cls(backend, cursor, undelivered, complete=True)
+        file = run.cursor_file(backend)
+        claimed = file.is_claimed
+        if lives_in_process and not claimed:
+            return cls(backend, cursor, undelivered, complete=True, out_of_reach=True)
+        silent_seconds = _silent_seconds(run, cursor, file.claimed_ns) if claimed else 0.0
+        return cls(backend, cursor, undelivered, False, False, file.holder(), claimed, silent_seconds)
 
     def sentences(self) -> list[str]:
         """What people should know, a sentence each; the first says where it stands."""
@@ -61,12 +77,12 @@ class BackendStanding:
             few = {0: "the end of the run is", 1: "1 record is"}
             left = few.get(self.undelivered, f"{self.undelivered:,} records are")
             lines = [f"{self.backend}: {left} not delivered yet"]
-            if not report.version:
-                lines.append(f"{self.backend}: its delivery has not begun (delivery.log may say why)")
         if report.suspended:
             lines.append(f"{self.backend}: delivery gave up because the backend failed: {report.suspended}")
         elif report.error:
             lines.append(f"{self.backend}: not available: {report.error}")
+        elif not self.complete:
+            lines += self._what_is_wrong()
         if report.rejected:
             examples = "; ".join(report.rejected_examples[:2])
             lines.append(
@@ -81,6 +97,23 @@ class BackendStanding:
             lines.append(f"{self.backend}: {note.count:,} {reason}: {subjects}")
         lines.extend(f"{self.backend}: damage in the journal: {place}" for place in report.damaged[:3])
         return lines
+
+    def _what_is_wrong(self) -> list[str]:
+        """Why it may be that nothing arrives, where the delivery itself cannot say it any more."""
+        whose = self.cursor.report.version or self.backend
+        if self.process_id is None:
+            return [f"{self.backend}: its delivery has not begun (delivery.log may say why)"]
+        if not self.delivering:
+            return [
+                f"{self.backend}: process {self.process_id} of its delivery ended before it was done: it was ended "
+                f"from outside, or by a failure of {whose} (delivery.log may say more)"
+            ]
+        if self.silent_seconds > SILENT_SECONDS:
+            return [
+                f"{self.backend}: process {self.process_id} of its delivery has been waiting for {whose} for "
+                f"{self.silent_seconds:.0f} s"
+            ]
+        return []
 
 
 @dataclass(frozen=True)
@@ -135,6 +168,20 @@ class DeliveryReport:
         if not self.complete:
             lines.append(f"deliver the rest with: {self.command}")
         return "\n".join(lines) or "no backends: the run is in its directory alone"
+
+
+def _silent_seconds(run: RunDirectory, cursor: Cursor, claimed_ns: int) -> float:
+    """For how long a delivery that goes on has not saved anything, though there was something to deliver."""
+    since_ns = max(cursor.report.updated_ns, claimed_ns)
+    if time.time_ns() - since_ns > SILENT_SECONDS * 1e9:
+        # It may have had nothing to do until a moment ago.
+        reader = JournalReader(run.journal)
+        try:
+            oldest = reader.read(cursor.position, max_points=1).records
+        finally:
+            reader.close()
+        since_ns = max([since_ns, *(record.time_ns for record in oldest)])
+    return max(time.time_ns() - since_ns, 0) / 1e9
 
 
 def delivery_report(

@@ -397,6 +397,8 @@ class Delivery:
         backend = self._get_backend()
         # Set first: what `open` began before it raised is let go of, too.
         self._touched = True
+        # Before: a plugin that never comes back from `open`, or ends the process in it, is then named with its version.
+        self._save_quietly(self._cursor.report.error)
         opened = backend.open(info, self._cursor.state)
         self._opened = True
         self._cursor.remote_id, self._cursor.link = opened.remote_id, opened.link

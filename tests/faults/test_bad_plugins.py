@@ -156,7 +156,7 @@ def test_one_that_never_comes_back_is_named_with_its_version(ordeal: Ordeal, met
 
 def whose(name: str) -> str:
     """What the sentence calls it: before `open` has returned for the first time, its version is not on disk."""
-    return name if name.endswith("_open") else f"lab-{name.replace('_', '-')} 1\\.5"
+    return f"lab-{name.replace('_', '-')} 1\\.5"
 
 
 # --- at import and in the hook

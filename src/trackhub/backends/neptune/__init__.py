@@ -155,7 +155,7 @@ class NeptuneBackend(Backend):
                 continue
             text = self._content(record).decode(errors="replace")
             if len(text) > MAX_POINT_LENGTH:
-                whole = self._uploads.keep_whole(f"text/{_stepped(record)}", text)
+                whole = self._uploads.keep_whole("text", _stepped(record), text)
                 text = shortened(text, MAX_POINT_LENGTH, whole)
             series.setdefault(path, []).append((record.step, record.time_ns // 1_000_000, text))
         self._series.append("send texts", STRINGS, series, [])
@@ -235,7 +235,7 @@ class NeptuneBackend(Backend):
             if reason:
                 notes.append((reason, key[:200], detail))
             if isinstance(value, str) and len(value) > MAX_TEXT_LENGTH:
-                value = shortened(value, MAX_TEXT_LENGTH, self._uploads.keep_whole(f"{prefix}/{key}", value))
+                value = shortened(value, MAX_TEXT_LENGTH, self._uploads.keep_whole(prefix, key, value))
             assigned[path] = value
         types = {path: session.fields.type_of(path) or "" for path in assigned}
 

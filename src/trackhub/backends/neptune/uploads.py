@@ -69,10 +69,10 @@ class Uploads:
             self._session.send(f"store {path}", upload, len(content))
         return path
 
-    def keep_whole(self, name: str, text: str) -> str:
-        """Store a text that is too long for where it belongs; gives back where it is."""
+    def keep_whole(self, kind: str, name: str, text: str) -> str:
+        """Store a text that is too long for where it belongs, below `kind`; gives back where it is."""
         content = text.encode("utf-8", "backslashreplace")
-        path = self.put_content("trackhub/long_values", name, content, "txt") or "the run directory"
+        path = self.put_content("trackhub/long_values", f"{kind}/{name}", content, "txt") or "the run directory"
         self._notes.add("shortened", name[:200], f"{len(text)} characters; the whole value is in {path}")
         return path
 

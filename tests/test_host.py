@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from backends_for_tests import calls_in
-from stage import Stage, delivery_processes, exists, records_of, said, scalars, tell, wait_until
+from stage import DEADLINE_SECONDS, Stage, delivery_processes, exists, records_of, said, scalars, tell, wait_until
 
 from trackhub.records import MetricsLogged
 
@@ -728,4 +729,39 @@ def test_a_delivery_process_told_to_terminate_delivers_what_there_is_and_another
     wait_until(lambda: not exists(first), "the first process to end", 30)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(10)
+    assert len([call for call in calls_in(stage.lines) if call["call"] == "write_metrics"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ("TERMINATION_GRACE_SECONDS=0.2, HANGING_AFTER_GRACE_SECONDS=0.2", True),
+        ("OUTLIVES_TRAINING_SECONDS=0.5", False),
+    ],
+    ids=["told-to-end", "for-ever"],
+)
+def test_a_delivery_process_whose_backend_never_comes_back_ends_and_the_data_stays(
+    stage: Stage, limits: str, told: bool
+) -> None:
+    stage.run('import trackhub; trackhub.init().log_metrics({"x": 1.0})')
+    run = stage.run_directory()
+    process = stage.start(
+        f"""
+        import os
+        from trackhub import delivery_process
+
+        vars(delivery_process).update({limits})
+        delivery_process.main(["sleeping", str(os.getppid())])
+        """,
+        stderr=subprocess.PIPE,
+    )
+    tell(process, json.dumps({"run": str(run.path), "options": {"path": "unused"}}))
+    wait_until(lambda: run.cursor_file("sleeping").is_claimed, "the delivery to begin")
+    if told:
+        process.send_signal(signal.SIGTERM)
+    errors = process.stderr.read()
+    assert process.wait(DEADLINE_SECONDS) == 1
+    assert "in open" in errors
+    sync = [sys.executable, "-m", "trackhub", "sync", run.path.name, "--to", "lines"]
+    subprocess.run(sync, env=stage.environment, check=True, timeout=DEADLINE_SECONDS, stdout=subprocess.DEVNULL)
     assert len([call for call in calls_in(stage.lines) if call["call"] == "write_metrics"]) == 1

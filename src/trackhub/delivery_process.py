@@ -7,6 +7,7 @@ standard input which runs to deliver, and outlives the training process until ev
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import json
 import logging
@@ -29,6 +30,7 @@ POLL_SECONDS = 1.0
 ENDS_IDLE_AFTER_SECONDS = 30.0
 OUTLIVES_TRAINING_SECONDS = 24 * 3600.0
 TERMINATION_GRACE_SECONDS = 20.0
+HANGING_AFTER_GRACE_SECONDS = 5.0
 
 
 class DeliveryServer:
@@ -68,6 +70,7 @@ class DeliveryServer:
         """On SIGTERM: deliver what can be delivered in the grace that is left."""
         if self._stop_at is None:
             self._stop_at = time.monotonic() + TERMINATION_GRACE_SECONDS
+            _end_if_hanging(TERMINATION_GRACE_SECONDS + HANGING_AFTER_GRACE_SECONDS)
 
     def serve(self) -> None:
         """Deliver until the training process has gone and all its runs have ended."""
@@ -103,6 +106,8 @@ class DeliveryServer:
 
     def _pump_all(self) -> float:
         """Do what is due; seconds until something else is."""
+        if self._stop_at is None and any(due <= time.monotonic() for due in self._due.values()):
+            _end_if_hanging(OUTLIVES_TRAINING_SECONDS)
         next_at = time.monotonic() + POLL_SECONDS
         for path, delivery in list(self._deliveries.items()):
             now = time.monotonic()
@@ -159,6 +164,15 @@ class DeliveryServer:
             delivery = Delivery(RunDirectory(Path(path)), self._name, make_backend)
             self._deliveries[path], self._options[path] = delivery, options
         self._due[path] = 0.0
+
+
+def _end_if_hanging(seconds: float) -> None:
+    """Have the process end, its stack in the log, unless this is called again in time.
+
+    A backend that never comes back leaves no other way out: whoever holds the interpreter is not stopped by a signal.
+    What it had not written is delivered by the next process, or by `trackhub sync`.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def main(arguments: list[str]) -> None:

@@ -611,6 +611,14 @@ def test_a_plain_file_can_be_registered_as_a_model_once(bench: Bench) -> None:
     assert list(bench.artifacts(remote_id)) == ["models/digits/model.joblib"]
 
 
+def test_a_model_of_one_file_that_is_called_like_it_can_be_found(bench: Bench) -> None:
+    backend, remote_id = bench.open()
+    backend.write_models([ModelLogged(NOW, "nets/model", bench.file("model"))])
+    assert list(bench.artifacts(remote_id)) == ["nets/model/model.bin"]
+    assert bench.read(remote_id, "nets/model/model.bin") == b"content"
+    assert reasons(backend) == [("renamed", "nets/model")]
+
+
 def test_a_local_run_is_shown_by_a_server_with_its_artifacts(
     served: str, written_locally: Path, tmp_path: Path
 ) -> None:

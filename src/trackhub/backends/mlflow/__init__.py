@@ -251,7 +251,7 @@ class MlflowBackend(Backend):
         """Upload models, each into a directory of its name, and register those that are to be."""
         for record in models:
             source, folder = self._run.path_of(record.file), self._artifacts.path_for(record.name)
-            target = folder if record.file.is_directory else f"{folder}/{to_artifact_path(source.name)}"
+            target = folder if record.file.is_directory else self._artifacts.path_of_only_file(folder, source.name)
             self._artifacts.put(source, target)
             if record.register_as is not None:
                 self._register_model(record, record.register_as, folder)

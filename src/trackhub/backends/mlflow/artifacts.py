@@ -46,6 +46,15 @@ class RunArtifacts:
             self._notes.add("renamed", f"{within}{name}"[:200], f"the artifact is called {within}{path} in MLflow")
         return f"{within}{path}"
 
+    def path_of_only_file(self, folder: str, name: str) -> str:
+        """The path of the one file of a folder; noted if it had to be called something else."""
+        file = to_artifact_path(name)
+        if file == folder.rpartition("/")[2]:
+            # MLflow's HttpArtifactRepository.list_artifacts takes such a folder for the file, and shows it as empty.
+            file = f"{file}.bin"
+            self._notes.add("renamed", folder[:200], f"its file is called {folder}/{file} in MLflow")
+        return f"{folder}/{file}"
+
     def put(self, source: Path, target: str) -> None:
         """Upload a file, or all files of a directory, to a path in the run's artifacts."""
         if not source.is_dir():

@@ -52,7 +52,6 @@ class WandbBackend(Backend):
 
     name = "wandb"
     Options = WandbOptions
-    distributions = ("wandb",)
 
     _service: Service | None = None
     _run: Any = None
@@ -182,10 +181,12 @@ class WandbBackend(Backend):
         """Write one row, unless it is there; what has to be made for it is made then."""
         seconds, step = time_ns / 10**9, step or 0
         values = {self._renamed(name, to_metric(name)): value for name, value in values.items()}
-        if self._past.knows(row_of(seconds, step, values)):
+        row = row_of(seconds, step, values)
+        if self._past.knows(row):
+            self._unsettled.append(row)
             return
         made = {name: value() if callable(value) else value for name, value in values.items()}
-        self._unsettled.append(row_of(seconds, step, values))
+        self._unsettled.append(row)
         # Rows are numbered through all files of a run: W&B drops those whose number does not grow.
         self._run.log({**made, STEP: step, TIME: seconds}, step=self._past.rows, commit=True)
         self._past.rows += 1
@@ -293,6 +294,7 @@ class WandbBackend(Backend):
             "x_service_wait": options.timeout_seconds,
             "x_transaction_log_flush_interval": _FLUSH_SECONDS,
             # Nothing of the process in which this happens belongs to the run.
+            "host": "",
             "console": "off",
             "silent": True,
             "disable_git": True,
@@ -345,7 +347,7 @@ class WandbBackend(Backend):
         try:
             service.within(self.options.timeout_seconds, call)
         except RecordRejected:
-            # The others of its batch come again.
+            # Those before it are in the file, and come again.
             self._past.forgotten.update(self._unsettled)
             self._unsettled.clear()
             raise

@@ -72,10 +72,10 @@ class Past:
 
     def knows(self, row: Row) -> bool:
         """Whether this row has been written before; asked once for each row that comes."""
-        if self.forgotten[row] == 0:
-            return False
-        self.forgotten -= Counter([row])
-        return True
+        count = self.forgotten.pop(row, 0)
+        if count > 1:
+            self.forgotten[row] = count - 1
+        return count > 0
 
     def _read(self, file: TransactionFile) -> None:
         from wandb.proto.wandb_internal_pb2 import Record

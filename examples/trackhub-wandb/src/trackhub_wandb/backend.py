@@ -96,7 +96,12 @@ class WandbBackend(Backend):
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Metrics: a row of the history for each call."""
-        self._write(lambda: [self._log(one.time_ns, one.step, one.values) for one in points])
+
+        def write() -> None:
+            for one in points:
+                self._log(one.time_ns, one.step, one.values)
+
+        self._write(write)
 
     def write_params(self, params: Sequence[ParamsLogged]) -> None:
         """Params: the config, later ones over earlier ones."""
@@ -123,7 +128,12 @@ class WandbBackend(Backend):
 
     def write_artifacts(self, artifacts: Sequence[ArtifactLogged]) -> None:
         """Files and directories: files of the run, below `artifacts`."""
-        self._write(lambda: [self._store(one.name, one.file) for one in artifacts])
+
+        def write() -> None:
+            for one in artifacts:
+                self._store(one.name, one.file)
+
+        self._write(write)
 
     def write_text(self, texts: Sequence[TextLogged]) -> None:
         """Texts: as preformatted HTML, for W&B has no text."""

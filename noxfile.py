@@ -15,7 +15,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 EXTRAS = "kfp,mlflow,neptune,tensorboard"
 BUILD = Path("build")
-PLUGINS = ["examples/trackhub-csv"]
+PLUGINS = ["examples/trackhub-csv", "examples/trackhub-wandb"]
 """Packages of plugins that the tests choose by name, as their users do."""
 
 nox.needs_version = ">=2025.5"

@@ -83,17 +83,13 @@ class _Seam(Generic[Brought]):
     unknown: type[SettingsError]
     built_in: Mapping[str, str]
     unlisted: Mapping[str, str] = field(default_factory=dict)
-    loaded: dict[str, type[Brought]] = field(default_factory=dict)
-
-    def find(self, name: str) -> type[Brought]:
-        if name not in self.loaded:
-            self.loaded[name] = _load(self, name)
-        return self.loaded[name]
 
     def names(self) -> list[str]:
         return sorted({*self.built_in, *(entry.name for entry in _entry_points(self.group))})
 
 
+_loaded: dict[str, type[Backend]] = {}
+_loaded_processors: dict[str, type[Processor]] = {}
 _BACKENDS = _Seam(
     "backend",
     ENTRY_POINT_GROUP,
@@ -120,7 +116,9 @@ def find_backend(name: str) -> type[Backend]:
         UnknownBackendError: There is none; the message lists those there are and the nearest name.
         SettingsError: Its plugin is broken, or two packages claim the name.
     """
-    return _BACKENDS.find(name)
+    if name not in _loaded:
+        _loaded[name] = _load(_BACKENDS, name)
+    return _loaded[name]
 
 
 def backend_names() -> list[str]:
@@ -134,7 +132,9 @@ def find_processor(name: str) -> type[Processor]:
     Raises:
         SettingsError: There is none, its plugin is broken, or two packages claim the name.
     """
-    return _PROCESSORS.find(name)
+    if name not in _loaded_processors:
+        _loaded_processors[name] = _load(_PROCESSORS, name)
+    return _loaded_processors[name]
 
 
 def processor_names() -> list[str]:

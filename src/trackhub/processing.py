@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from trackhub import plugins
+from trackhub.backend import Backend
 from trackhub.errors import SettingsError, TrackhubError
 from trackhub.processor import Processor
 from trackhub.records import Deliverable, MetricsLogged, ParamsLogged, Record, TagsSet
@@ -91,22 +94,25 @@ class Pipeline:
         return [note for stage in self._stages for note in stage.processor.notes.drain()]
 
 
-def check(backend: str, chosen: Sequence[str], source: str = "") -> None:
-    """Refuse processors that there are not, or whose argument cannot be meant.
+def resolved(kind: type[Backend], options: Any, working_directory: Path, source: str = "") -> Any:
+    """A backend's options as its `resolve` gives them, with their processors: it may make new ones, and not know these.
 
     Args:
-        backend: The backend's name.
-        chosen: As in its options.
-        source: Where they come from.
+        kind: The backend.
+        options: Its validated options.
+        working_directory: What is relative in them is relative to it.
+        source: Where the processors come from, for messages.
 
     Raises:
-        SettingsError: With what is wrong, and what there is.
+        SettingsError: There is no processor of a name, or its argument is not accepted; or what `resolve` raises.
     """
+    chosen = options.processors
     try:
         Pipeline(chosen)
     except SettingsError as error:
-        where = f"{backend}: processors{f' (from {source})' if source else ''}"
-        raise SettingsError(f"{where}: {error}") from error
+        raise SettingsError(f"{kind.name}: processors{f' (from {source})' if source else ''}: {error}") from error
+    found = kind.resolve(options, working_directory)
+    return found if found.processors == chosen else found.model_copy(update={"processors": chosen})
 
 
 def in_order(chosen: Sequence[str]) -> list[str]:

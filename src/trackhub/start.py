@@ -133,9 +133,7 @@ def options_of(backend: str, loaded: settings.Loaded, arguments: Mapping[str, An
     kind = plugins.find_backend(backend)
     table = loaded.tables.get(backend, {})
     options, sources = settings.backend_options(backend, kind.Options, arguments, table, loaded.file)
-    if options.processors:
-        processing.check(backend, options.processors, sources.get("processors", ""))
-    options = kind.resolve(options, working_directory)
+    options = processing.resolved(kind, options, working_directory, sources.get("processors", ""))
     if loaded.settings.mode == "online":
         kind.check(options)
     return options

@@ -68,8 +68,7 @@ def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
         if name in kind.Options.model_fields and not settings.option_variable_is_set(backend, name)
     }
     options, _ = settings.backend_options(backend, kind.Options, stored, loaded.tables.get(backend, {}), loaded.file)
-    processing.check(backend, options.processors)
-    options = kind.resolve(options, directory)
+    options = processing.resolved(kind, options, directory)
     kind.check(options)
     return settings.full_options(options)
 

@@ -112,10 +112,9 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
 def _look_at_backend(name: str, loaded: settings.Loaded, diagnosis: Diagnosis, secrets: list[str]) -> str:
     kind = plugins.find_backend(name)
     options, sources = settings.backend_options(name, kind.Options, {}, loaded.tables.get(name, {}), loaded.file)
-    options = kind.resolve(options, Path.cwd())
+    options = processing.resolved(kind, options, Path.cwd(), sources.get("processors", ""))
     secrets.extend(value.get_secret_value() for _, value in options if isinstance(value, SecretStr))
     diagnosis.options[name] = _values(options, sources)
-    processing.check(name, options.processors, sources.get("processors", ""))
     kind.check(options)
     return f"{plugins.version_of(name, kind)}; {kind.probe(options) or 'nothing to reach'}"
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from mlflow_server import running_server
-from stage import Stage, scalars
+from stage import scalars
+
+import trackhub
+from trackhub.delivery import Delivery
+from trackhub.plugins import find_backend
+from trackhub.report import delivery_report
+from trackhub.rundir import RunDirectory
+from trackhub.sync import options_for
 
 pytest.importorskip("mlflow")
 pytest.importorskip("tensorboard")
@@ -17,21 +24,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 STEPS = 100
-TRAINING = f"""
-import trackhub
-params = {{
-    "lr": 0.1, "max_tokens": 512, "auth": {{"token": "sesame-1"}}, "clients": [{{"api_key": "sesame-2", "url": "u"}}],
+PARAMS = {
+    "lr": 0.1,
+    "max_tokens": 512,
+    "auth": {"token": "sesame-1"},
+    "clients": [{"api_key": "sesame-2", "url": "u"}],
     "password": "sesame-3",
-}}
-tags = {{"hf_token": "sesame-4", "team": "vision"}}
-with trackhub.init(backends=["mlflow", "tensorboard"], params=params, tags=tags) as tracker:
-    for step in range({STEPS}):
-        tracker.log_metrics({{"train/loss": step / 8, "grad/w": 1.0, "scratch": 2.0}}, step=step)
-    tracker.log_text("notes", "kept")
-    tracker.log_text("scratch", "left out")
-    tracker.log_table("per class", [[1, 2]], columns=["a", "b"])
-print(tracker.finish())
-"""
+}
+TAGS = {"hf_token": "sesame-4", "team": "vision"}
 CHOSEN = {
     "TRACKHUB_MLFLOW_PROCESSORS": "every:10:train/*,exclude:scratch|grad/*,"
     "rename:train/*=training/*|notes=diary|lr=rate",
@@ -63,11 +63,42 @@ def texts_of_tensorboard(path: Path) -> dict[str, str]:
     }
 
 
-def test_both_have_what_their_processors_left_and_no_secret_is_anywhere(stage: Stage, server: str) -> None:
+def train() -> RunDirectory:
+    with trackhub.init(backends=["mlflow", "tensorboard"], mode="offline", params=PARAMS, tags=TAGS) as tracker:
+        for step in range(STEPS):
+            tracker.log_metrics({"train/loss": step / 8, "grad/w": 1.0, "scratch": 2.0}, step=step)
+        tracker.log_text("notes", "kept")
+        tracker.log_text("scratch", "left out")
+        tracker.log_table("per class", [[1, 2]], columns=["a", "b"])
+    return RunDirectory(tracker.directory)
+
+
+def deliver(run: RunDirectory, name: str) -> str:
+    """Deliver as a delivery process of `trackhub sync` does, and give back what the report says."""
+    kind = find_backend(name)
+    options = kind.Options.model_validate(options_for(run, name))
+    delivery = Delivery(run, name, lambda: kind(options))
+    while delivery.pump() == 0.0:
+        pass
+    assert delivery.closed
+    delivery.release()
+    return str(delivery_report(run, "trackhub sync", [name]))
+
+
+def test_both_have_what_their_processors_left_and_no_secret_is_anywhere(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
-    said, _ = stage.run(TRAINING, environment={**CHOSEN, "TRACKHUB_MLFLOW_TRACKING_URI": server})
-    run = stage.run_directory()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACKHUB_MLFLOW_TRACKING_URI", server)
+    with monkeypatch.context() as while_training:
+        for variable, chosen in CHOSEN.items():
+            while_training.setenv(variable, chosen)
+        run = train()
+    # They are of the run from then on.
+    said = deliver(run, "mlflow")
+    deliver(run, "tensorboard")
     remote_id = run.cursor("mlflow").remote_id
     assert remote_id is not None
 
@@ -97,9 +128,7 @@ def test_both_have_what_their_processors_left_and_no_secret_is_anywhere(stage: S
     assert "(redacted)" in written["params"]
     assert "512" in written["params"]
     assert "vision" not in written["tags"]
-    assert [
-        path for path in (stage.path / "runs").rglob("*") if path.is_file() and b"sesame" in path.read_bytes()
-    ] == []
+    assert [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and b"sesame" in path.read_bytes()] == []
 
     counted = {name: run.cursor(name).report.notes for name in ("mlflow", "tensorboard")}
     assert counted["mlflow"]["left out by every:10:train/*"].count == STEPS - STEPS // 10

@@ -108,7 +108,9 @@ def resolved(kind: type[Backend], options: Any, working_directory: Path, source:
     """
     chosen = options.processors
     try:
-        Pipeline(chosen)
+        # Most runs choose none, and need not load what then cannot be wrong.
+        if chosen:
+            Pipeline(chosen)
     except SettingsError as error:
         raise SettingsError(f"{kind.name}: processors{f' (from {source})' if source else ''}: {error}") from error
     found = kind.resolve(options, working_directory)

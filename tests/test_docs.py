@@ -147,6 +147,16 @@ def test_every_backend_has_a_page_and_every_kind_a_row() -> None:
         assert f"| {kind.replace('_', ' ')} |" in table
 
 
+def test_every_processor_and_every_kind_is_on_the_page_of_processors() -> None:
+    page = (DOCS / "processors.md").read_text(encoding="utf-8")
+    for name in plugins.BUILT_IN_PROCESSORS:
+        kind = plugins.find_processor(name)
+        assert f"| `{name}" in page
+        assert f".. autoclass:: {kind.__module__}.{kind.__name__}()" in page
+    for kind_of_record in lowering.KINDS.values():
+        assert f"`{kind_of_record}:`" in page
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     errors = importlib.import_module("trackhub.errors")

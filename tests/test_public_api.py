@@ -21,6 +21,7 @@ PUBLIC_NAMES = {
     "MissingPackageError",
     "NoActiveRunError",
     "OpenedRun",
+    "Processor",
     "RecordRejected",
     "RunFinishedError",
     "RunInfo",

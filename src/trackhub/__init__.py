@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TrackhubError,
         UnknownBackendError,
     )
+    from trackhub.processor import Processor
     from trackhub.report import DeliveryReport
     from trackhub.start import current, init
     from trackhub.tracker import Tracker
@@ -35,6 +36,7 @@ _HOMES = {
     "tracker": ("Tracker",),
     "report": ("DeliveryReport",),
     "backend": ("Backend", "BackendOptions", "OpenedRun", "RunInfo", "VendorVariable", "hookimpl"),
+    "processor": ("Processor",),
     "errors": (
         "BackendError",
         "BackendUnavailable",
@@ -61,6 +63,7 @@ __all__ = [
     "MissingPackageError",
     "NoActiveRunError",
     "OpenedRun",
+    "Processor",
     "RecordRejected",
     "RunFinishedError",
     "RunInfo",

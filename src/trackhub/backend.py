@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trackhub.records import (
     ArtifactLogged,
@@ -34,7 +34,7 @@ from trackhub.records import (
 )
 
 hookimpl = pluggy.HookimplMarker("trackhub")
-"""Marks a plugin's `trackhub_backends()`: the one hook, which returns a list of `Backend` classes."""
+"""Marks a plugin's hooks: `trackhub_backends()` and `trackhub_processors()`, which return lists of classes."""
 
 
 class BackendOptions(BaseModel):
@@ -46,6 +46,17 @@ class BackendOptions(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processors: tuple[str, ...] = Field(
+        default=(),
+        description="What filters the records on their way to this backend, in this order: `every:10`, "
+        "`exclude:grad/*`, `rename:loss=train/loss`. Secrets are redacted first, unless it says `redact:off`.",
+    )
+
+    @field_validator("processors", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,10 @@ class Notes:
             detail: What was done about it, for a person.
         """
         self._pending.append((reason, subject, detail))
+
+    def __len__(self) -> int:
+        """How many have been added since the last `drain`."""
+        return len(self._pending)
 
     def drain(self) -> list[tuple[str, str, str]]:
         """Take all notes of `(reason, subject, detail)` added since the last call."""

@@ -46,7 +46,8 @@ class BackendReport(msgspec.Struct):
         damaged: Places in the journal that could not be read.
         error: Why nothing is being delivered now: the last error, if the backend is unavailable.
         error_since_ns: When that began.
-        suspended: Why this delivery has given up until the next start: a bug of the backend.
+        suspended: Why this delivery has given up until the next start: a bug of the backend or of a processor.
+        failed_part: Whose bug that is: "backend" or "processor".
         updated_ns: When this was written.
     """
 
@@ -62,6 +63,7 @@ class BackendReport(msgspec.Struct):
     error: str | None = None
     error_since_ns: int | None = None
     suspended: str | None = None
+    failed_part: str = "backend"
     updated_ns: int = 0
 
 

@@ -25,6 +25,7 @@ from trackhub.backend import Backend, RunInfo
 from trackhub.cursor import BackendReport, Cursor, NoteCount
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
 from trackhub.journal import Chunk, JournalReader, writer_is_alive
+from trackhub.processing import Pipeline, ProcessorFailed
 from trackhub.records import Deliverable, EndStatus, MetricsLogged, RunEnded
 from trackhub.rundir import RunDirectory
 
@@ -71,6 +72,7 @@ class _Tally:
     rejected: int = 0
     rejected_examples: list[str] = field(default_factory=list)
     rejected_lines: list[bytes] = field(default_factory=list)
+    notes: list[tuple[str, str, str]] = field(default_factory=list)
 
     def enter(self, report: BackendReport) -> None:
         """Add all of it to the report."""
@@ -85,6 +87,7 @@ class _Tally:
         report.rejected += self.rejected
         report.rejected_examples.extend(self.rejected_examples)
         del report.rejected_examples[MAX_REJECTED_EXAMPLES:]
+        _enter_notes(report, self.notes)
 
 
 class Delivery:
@@ -123,6 +126,7 @@ class Delivery:
         self._claimed = False
         self._claim_at = 0.0
         self._backend: Backend | None = None
+        self._pipeline: Pipeline | None = None
         self._touched = False
         self._opened = False
         self._info: RunInfo | None = None
@@ -249,6 +253,7 @@ class Delivery:
             self._disconnect()
         kind_of_backend = type(self._get_backend())
         supported = lowering.supported_kinds(kind_of_backend)
+        pipeline = self._get_pipeline()
         info = self._run_info(len(chunk.owners))
         batches: list[_Batch] = []
         batch_of: dict[str, _Batch] = {}
@@ -265,14 +270,20 @@ class Delivery:
             if kind_of_record is RunEnded:
                 continue
             logged_kind = lowering.KINDS[kind_of_record]
+            records = cast(Iterable[Deliverable], stretch)
+            if pipeline.handles(kind_of_record):
+                records = pipeline.process(kind_of_record, records)
+                if not records:
+                    continue
             if logged_kind in supported:
-                add(logged_kind, cast(Iterable[Deliverable], stretch))
+                add(logged_kind, records)
                 continue
-            for record in cast(Iterable[Deliverable], stretch):
+            for record in records:
                 shown = lowering.lower(record, supported, info)
                 (tally.lowered if shown else tally.skipped)[logged_kind] += 1
                 for final in shown:
                     add(lowering.KINDS[type(final)], [final])
+        tally.notes = pipeline.drain_notes()
         self._batches = deque(batches)
         self._tally = tally
         self._chunk = chunk
@@ -344,8 +355,7 @@ class Delivery:
     def _save(self) -> None:
         report = self._cursor.report
         if self._backend is not None:
-            for reason, subject, detail in self._backend.notes.drain():
-                report.notes.setdefault(reason, NoteCount()).add(subject, detail)
+            _enter_notes(report, self._backend.notes.drain())
         report.error = report.error_since_ns = None
         report.updated_ns = time.time_ns()
         self._cursor_file.save(self._cursor, durably=self._lasting)
@@ -422,8 +432,22 @@ class Delivery:
     def _get_backend(self) -> Backend:
         if self._backend is None:
             self._backend = self._make_backend()
-            self._cursor.report.version = self.version
+            self._cursor.report.version = self._full_version()
         return self._backend
+
+    def _full_version(self) -> str:
+        """Whom people are told of if the delivery falls silent: the backend, and processors of other packages."""
+        strangers = self._pipeline.strangers if self._pipeline else ""
+        return f"{self.version} with {strangers}" if strangers else self.version
+
+    def _get_pipeline(self) -> Pipeline:
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self._get_backend().options.processors)
+            if self._pipeline.strangers:
+                # As before `open`: one that never comes back, or ends the process, is then named.
+                self._cursor.report.version = self._full_version()
+                self._save_quietly(self._cursor.report.error)
+        return self._pipeline
 
     def _run_info(self, new_owners: int = 0) -> RunInfo:
         """What the backend is told."""
@@ -492,10 +516,14 @@ class Delivery:
         return 0.0
 
     def _suspend(self, error: BaseException) -> None:
-        _log.error("%s: run %s: suspended by an error of the backend", self.version, self.run.path.name, exc_info=error)
+        part = "processor" if isinstance(error, ProcessorFailed) else "backend"
+        _log.error(
+            "%s: run %s: suspended by an error of the %s", self.version, self.run.path.name, part, exc_info=error
+        )
         self.suspended = True
         if self._claimed:
-            self._cursor.report.suspended = f"{self.version}: {type(error).__name__}: {error}"
+            whose = str(error) if part == "processor" else f"{self.version}: {type(error).__name__}: {error}"
+            self._cursor.report.suspended, self._cursor.report.failed_part = whose, part
             self._save_quietly(None)
         self.release()
 
@@ -514,6 +542,11 @@ def _halve(batch: _Batch) -> tuple[_Batch, _Batch] | None:
     step = batch.step or _SplitStep()
     parts = [MetricsLogged(record.time_ns, record.step, dict(half)) for half in (items[:middle], items[middle:])]
     return _Batch(batch.kind, [parts[0]], step), _Batch(batch.kind, [parts[1]], step)
+
+
+def _enter_notes(report: BackendReport, notes: Iterable[tuple[str, str, str]]) -> None:
+    for reason, subject, detail in notes:
+        report.notes.setdefault(reason, NoteCount()).add(subject, detail)
 
 
 def _as_dict(record: Any) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class BackendStanding:
             left = few.get(self.undelivered, f"{self.undelivered:,} records are")
             lines = [f"{self.backend}: {left} not delivered yet"]
         if report.suspended:
-            lines.append(f"{self.backend}: delivery gave up because the backend failed: {report.suspended}")
+            why = f"because the {report.failed_part} failed: {report.suspended}"
+            lines.append(f"{self.backend}: delivery gave up {why}")
         elif report.error:
             lines.append(f"{self.backend}: not available: {report.error}")
         elif not self.complete:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from trackhub import active, plain, plugins, settings, termination
+from trackhub import active, plain, plugins, processing, settings, termination
 from trackhub._version import VERSION
 from trackhub.context import RunContext
 from trackhub.errors import NoActiveRunError, UnknownBackendError
@@ -132,8 +132,8 @@ def options_of(backend: str, loaded: settings.Loaded, arguments: Mapping[str, An
     """
     kind = plugins.find_backend(backend)
     table = loaded.tables.get(backend, {})
-    options, _ = settings.backend_options(backend, kind.Options, arguments, table, loaded.file)
-    options = kind.resolve(options, working_directory)
+    options, sources = settings.backend_options(backend, kind.Options, arguments, table, loaded.file)
+    options = processing.resolved(kind, options, working_directory, sources.get("processors", ""))
     if loaded.settings.mode == "online":
         kind.check(options)
     return options

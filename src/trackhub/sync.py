@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trackhub import plugins, settings
+from trackhub import plugins, processing, settings
 from trackhub.errors import SettingsError, TrackhubError
 from trackhub.host import Host
 from trackhub.journal import JournalReader, writer_is_alive
@@ -68,7 +68,7 @@ def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
         if name in kind.Options.model_fields and not settings.option_variable_is_set(backend, name)
     }
     options, _ = settings.backend_options(backend, kind.Options, stored, loaded.tables.get(backend, {}), loaded.file)
-    options = kind.resolve(options, directory)
+    options = processing.resolved(kind, options, directory)
     kind.check(options)
     return settings.full_options(options)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, assert_type
 from pydantic import Field, SecretStr
 
 import trackhub
-from trackhub.records import EndStatus, MetricsLogged, ParamsLogged
+from trackhub.records import Deliverable, EndStatus, MetricsLogged, ParamsLogged
 
 
 def starting() -> None:
@@ -31,7 +31,7 @@ def starting() -> None:
         mode="offline",
         finish_timeout=5,
         mlflow={"tracking_uri": "http://127.0.0.1:5000", "experiment": "digits"},
-        tensorboard={"logdir": Path("logs")},
+        tensorboard={"logdir": Path("logs"), "processors": ["every:10", "redact:off"]},
     )
     trackhub.init(backends="mlflow,tensorboard", dir="somewhere")
     trackhub.init(mlflow="http://127.0.0.1:5000")  # type: ignore[arg-type]
@@ -154,6 +154,28 @@ class PluginBackend(trackhub.Backend):
 
     def disconnect(self) -> None:
         pass
+
+
+class PluginProcessor(trackhub.Processor):
+    """What the author of a processor writes."""
+
+    name = "half"
+    handles = frozenset([MetricsLogged, ParamsLogged])
+
+    def __init__(self, argument: str = "") -> None:
+        super().__init__(argument)
+        assert_type(self.argument, str)
+
+    def process(self, record: Deliverable) -> Deliverable | None:
+        if isinstance(record, MetricsLogged):
+            self.notes.add("left out", "loss", "it is odd")
+            return None if record.step % 2 else MetricsLogged(record.time_ns, record.step // 2, record.values)
+        return record
+
+
+@trackhub.hookimpl
+def trackhub_processors() -> list[type[trackhub.Processor]]:
+    return [PluginProcessor]
 
 
 @trackhub.hookimpl

@@ -5,6 +5,7 @@ Apart from the command line so that a test can read the findings. No secret gets
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import re
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from trackhub import plugins, settings
+from trackhub import plugins, processing, settings
 from trackhub.cli.inventory import error_text
 from trackhub.errors import SettingsError
 
@@ -111,7 +112,7 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
 def _look_at_backend(name: str, loaded: settings.Loaded, diagnosis: Diagnosis, secrets: list[str]) -> str:
     kind = plugins.find_backend(name)
     options, sources = settings.backend_options(name, kind.Options, {}, loaded.tables.get(name, {}), loaded.file)
-    options = kind.resolve(options, Path.cwd())
+    options = processing.resolved(kind, options, Path.cwd(), sources.get("processors", ""))
     secrets.extend(value.get_secret_value() for _, value in options if isinstance(value, SecretStr))
     diagnosis.options[name] = _values(options, sources)
     kind.check(options)
@@ -126,9 +127,18 @@ def _without_secrets(text: str, secrets: Sequence[str]) -> str:
 
 def _values(options: BaseModel, sources: Mapping[str, str]) -> list[Value]:
     return [
-        Value(name, _shown(name, getattr(options, name)), sources.get(name, "default"))
+        Value(name, _shown(name, _in_force(name, getattr(options, name))), sources.get(name, "default"))
         for name in type(options).model_fields
     ]
+
+
+def _in_force(name: str, value: object) -> object:
+    """Of processors, also the one that is there without being chosen."""
+    if name != "processors" or not isinstance(value, tuple):
+        return value
+    with contextlib.suppress(SettingsError):
+        return ", ".join(processing.in_order(value))
+    return ", ".join(value)
 
 
 def _shown(name: str, value: object) -> str:

@@ -26,7 +26,7 @@ import msgspec
 
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader, writer_is_alive
+from trackhub.journal import JournalReader
 from trackhub.records import RunEnded, RunStatus
 
 FORMAT_VERSION = 1
@@ -161,16 +161,15 @@ class RunDirectory:
 
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""
-        reader = JournalReader(self.journal)
+        reader, alive = JournalReader(self.journal), set[int]()
         try:
-            owner, ended = reader.last_owner()
+            holders = reader.holders(alive)
         finally:
             reader.close()
-        if ended is not None:
-            return ended.status, ended
-        if owner and writer_is_alive(self.journal, owner):
-            return "running", None
-        return "killed", None
+        status = holders.status(alive.__contains__)
+        if status is None:
+            return ("running" if holders.chief else "killed"), None
+        return status, holders.end
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""

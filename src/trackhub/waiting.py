@@ -33,7 +33,7 @@ class Awaited:
         backend: The backend's name.
         mark: The place in the journal that must have been delivered; None for all there is, and the run's end unless
             it is still being written.
-        end: With a mark: whether the run must have been ended at the backend, too.
+        end: With a mark: whether the run must have been ended at the backend, too, unless another process holds it.
     """
 
     run: RunDirectory
@@ -111,9 +111,13 @@ def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: floa
 
 
 def _is_complete(one: Awaited, cursor: Cursor) -> bool:
+    def is_held() -> bool:
+        return cursor.holders.status(lambda writer: writer_is_alive(one.run.journal, writer)) is None
+
     if one.mark is not None:
-        return cursor.has_passed(one.mark) and (cursor.closed or not one.end)
-    if not cursor.closed and cursor.ended_owner and cursor.ended_owner == cursor.owner:
+        # The end is waited for by the last process that holds the run.
+        return cursor.has_passed(one.mark) and (cursor.closed or not one.end or is_held())
+    if not cursor.closed and not is_held():
         return False
     # Cheap on purpose, as this is asked many times a second: whether there is one more record, not how many.
     reader = JournalReader(one.run.journal)
@@ -122,4 +126,4 @@ def _is_complete(one: Awaited, cursor: Cursor) -> bool:
             return False
     finally:
         reader.close()
-    return cursor.closed or cursor.owner == 0 or writer_is_alive(one.run.journal, cursor.owner)
+    return cursor.closed or is_held()

@@ -18,6 +18,7 @@ from trackhub.journal import JournalReader, writer_is_alive
 from trackhub.rundir import RunDirectory
 
 POLL_SECONDS = 0.02
+LAST_POLL_SECONDS = 1.0
 PROGRESS_AFTER_SECONDS = 1.0
 
 Mark = tuple[int, int, int]
@@ -83,7 +84,9 @@ def wait_for_deliveries(
                 progress = stack.enter_context(DeliveryProgress(total))
             if progress is not None:
                 progress.show([(one.run, one.backend) for one in waiting])
-            time.sleep(min(POLL_SECONDS, left))
+            # Dozens of ranks may wait for one delivery, which yields to them: the longer it takes, the less often each
+            # looks.
+            time.sleep(min(max(POLL_SECONDS, elapsed / 20), LAST_POLL_SECONDS, left))
 
 
 def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:

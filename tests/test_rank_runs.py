@@ -54,7 +54,7 @@ def run_ranks(stage: Stage, count: int, code: str, environment: Mapping[str, str
     for process in ranks:
         tell(process)
     for rank, process in enumerate(ranks):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, (rank, errors)
         assert not errors, (rank, errors)
 
@@ -105,7 +105,7 @@ def expect_all_ranks_in_mlflow(server: str, experiment: str, run_id: str, count:
 @pytest.mark.parametrize("count", [16, pytest.param(64, marks=pytest.mark.long)])
 def test_many_processes_into_one_mlflow_run(stage: Stage, server: str, count: int) -> None:
     experiment, steps = f"ranks-{count}", 100
-    environment = {**ALL, "TRACKHUB_RUN_ID": experiment, "TRACKHUB_FINISH_TIMEOUT": "100"}
+    environment = {**ALL, "TRACKHUB_RUN_ID": experiment, "TRACKHUB_FINISH_TIMEOUT": "180"}
     environment |= {"TRACKHUB_MLFLOW_TRACKING_URI": server, "TRACKHUB_MLFLOW_EXPERIMENT": experiment}
     run_ranks(stage, count, TRAINING.format(backends=["mlflow"], steps=steps), environment)
     run = stage.run_directory()
@@ -119,8 +119,10 @@ def test_many_processes_into_one_mlflow_run(stage: Stage, server: str, count: in
 
 
 def test_one_process_delivers_for_all_and_what_all_say_is_said_once(stage: Stage) -> None:
-    ranks = start_ranks(stage, 4, TRAINING.format(backends=["lines"], steps=20), ALL)
-    wait_until(lambda: delivery_processes(ranks[0].pid), "rank 0 to deliver")
+    code = TRAINING.format(backends=["lines"], steps=20)
+    ranks = [stage.start(code, environment={**ALL, **place(0, 4)}, stderr=subprocess.PIPE)]
+    wait_until(lambda: stage.runs() and stage.run_directory().cursor_file("lines").is_claimed, "rank 0 to deliver")
+    ranks += [stage.start(code, environment={**ALL, **place(rank, 4)}, stderr=subprocess.PIPE) for rank in (1, 2, 3)]
     for process in ranks:
         tell(process)
     for process in ranks:

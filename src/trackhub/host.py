@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from trackhub.inline import InlineDelivery
 
 SYNC_INTERVAL_SECONDS = 1.0
-STAND_BY_SECONDS = 5.0
-STAND_BY_TURN_SECONDS = 1.0
+STAND_BY_SECONDS = 10.0
+STAND_BY_TURN_SECONDS = 2.0
 """How much longer each further process of a machine waits, so that one takes over and the others see it."""
 NICENESS = 19
 FIRST_RESTART_SECONDS = 0.5

@@ -208,6 +208,12 @@ class Tracker:
         state = "finished" if self._finished else "running" if self._run else "disabled"
         return f"<trackhub run {self.id} ({state}) in {self.directory}>"
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"a tracker belongs to its process and cannot be sent to another one: send its id, and there call "
+            f"trackhub.init(run_id={self.id!r}, dir={str(self.directory.parent)!r})"
+        )
+
     # --- recording
 
     def log_metrics(

@@ -90,7 +90,7 @@ def test_children_go_on_logging_when_their_parent_is_killed(stage: Stage) -> Non
         """
         import os, sys, time, trackhub
         tracker = trackhub.init(backends=["lines"])
-        tracker.remote_id("lines")
+        tracker.remote_id("lines", timeout=60)
         children = []
         for number in range(4):
             child = os.fork()
@@ -290,7 +290,7 @@ def test_a_child_forked_while_a_writer_takes_its_number_does_not_keep_it(stage: 
 
         locks.lock_file = lock_file
         tracker = trackhub.init(backends=["lines"])
-        tracker.remote_id("lines")
+        tracker.remote_id("lines", timeout=60)
         print(child, flush=True)
         time.sleep(600)
         """
@@ -310,7 +310,7 @@ def test_a_worker_that_joins_by_id_delivers_nothing_while_the_owner_does(stage: 
         """
         import sys, trackhub
         with trackhub.init(run_id="mine", backends=["lines"]) as tracker:
-            tracker.remote_id("lines")
+            tracker.remote_id("lines", timeout=60)
             print("begun", flush=True)
             sys.stdin.readline()
         """

@@ -575,15 +575,13 @@ class Tracker:
         numbers = (place.rank, place.count) if place else ()
         journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, check_names, *numbers)
         blobs = BlobStore(run.blobs, f"{journal.writer:04d}")
+
+        def append_own(metrics: Mapping[str, Any], step: int, time_ns: int) -> None:
+            journal.append_metrics({prefix + name: value for name, value in metrics.items()}, step, time_ns)
+
+        # First: another thread that sees the journal goes on to this.
+        self._append_metrics = append_own if prefix else journal.append_metrics
         self._journal, self._blobs = journal, blobs
-        self._append_metrics = journal.append_metrics
-        if prefix:
-
-            def append_own(metrics: Mapping[str, Any], step: int, time_ns: int) -> None:
-                own = {prefix + name: value for name, value in metrics.items()}
-                journal.append_metrics(own, step, time_ns)
-
-            self._append_metrics = append_own
 
         def sync() -> None:
             blobs.sync()

@@ -91,13 +91,12 @@ def test_children_go_on_logging_when_their_parent_is_killed(stage: Stage) -> Non
         import os, sys, time, trackhub
         tracker = trackhub.init(backends=["lines"])
         tracker.remote_id("lines", timeout=60)
-        children = []
+        children, parent = [], os.getpid()
         for number in range(4):
             child = os.fork()
             if child == 0:
                 for step in range(50):
                     tracker.log_metrics({f"c{number}": step}, step=step)
-                parent = os.getppid()
                 while os.getppid() == parent:
                     time.sleep(0.01)
                 for step in range(50, 100):

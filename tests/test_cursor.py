@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from journal_helpers import python_command, run_python
 
 from trackhub.cursor import MAX_EXAMPLES, BackendReport, Cursor, CursorFile, NoteCount
+from trackhub.journal import Holders
+from trackhub.records import RunEnded
 
 FULL = Cursor(
     position={"1": (0, 24), "12": (3, 2**40)},
     state={"run": "abc", "steps": [1, 2.5, None], "größe": {"x": True}},
     remote_id="r-1",
     link="http://127.0.0.1/#/r-1",
-    owner=12,
+    holders=Holders(12, 4, ranks={3: 11}, ends={12: RunEnded(7, "failed", "no"), 11: RunEnded(8, "finished")}),
     attempts=2,
-    ended_owner=12,
-    ended_status="failed",
     closed_owner=12,
     closed_status="failed",
     report=BackendReport(
@@ -124,19 +124,19 @@ for number in range(10):
         file, count = CursorFile(Path(sys.argv[1]), "mlflow"), 0
         while True:
             count += 1
-            file.save(Cursor(owner=count, state={"copy": count, "fill": "x" * (count % 5000)}))
+            file.save(Cursor(closed_owner=count, state={"copy": count, "fill": "x" * (count % 5000)}))
     path = Path(sys.argv[1]) / "mlflow.json"
     while not path.exists() or path.stat().st_mtime_ns % 7 != number % 7: pass
     os.kill(child, 9)
     os.waitpid(child, 0)
     cursor = CursorFile(Path(sys.argv[1]), "mlflow").load()
-    assert cursor.owner == cursor.state["copy"] > 0, cursor
+    assert cursor.closed_owner == cursor.state["copy"] > 0, cursor
 """
 
 
 def test_a_process_killed_while_saving_leaves_a_whole_cursor(tmp_path: Path) -> None:
     run_python(KILLED_WHILE_SAVING, tmp_path)
-    assert CursorFile(tmp_path, "mlflow").load().owner > 0
+    assert CursorFile(tmp_path, "mlflow").load().closed_owner > 0
 
 
 def test_one_process_at_a_time_delivers_until_it_lets_go_or_dies(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_a_mark_is_passed_when_everything_before_it_has_been_delivered(place: An
 
 def test_a_cursor_is_closed_for_the_last_owner_only() -> None:
     assert not Cursor().closed
-    assert Cursor(owner=2, closed_owner=2).closed
-    assert not Cursor(owner=3, closed_owner=2).closed
+    assert Cursor(holders=Holders(owner=2), closed_owner=2).closed
+    assert not Cursor(holders=Holders(owner=3), closed_owner=2).closed
 
 
 def test_notes_count_all_and_keep_a_few_different_examples() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from journal_helpers import EVERY_KIND
 
 from trackhub import skim as skim_module
-from trackhub.journal import FIRST_SEGMENT_BYTES, JournalReader, JournalWriter, segment_name
+from trackhub.journal import FIRST_SEGMENT_BYTES, Holders, JournalReader, JournalWriter, segment_name
 from trackhub.records import MetricsLogged, ParamsLogged, RunEnded
 from trackhub.skim import Skim, skim
 
@@ -34,14 +34,15 @@ def test_a_journal_of_every_kind_amounts_to_what_the_reader_finds(tmp_path: Path
     seen = skim(tmp_path)
     assert seen.records == len(EVERY_KIND) - 1
     assert seen.points == sum(len(record.values) for record in EVERY_KIND if isinstance(record, MetricsLogged))
-    assert (seen.owner, seen.ended, seen.error, seen.ended_ns) == (1, "failed", "ValueError: no", 17)
+    assert seen.holders == Holders(owner=1, ends={1: RunEnded(17, "failed", "ValueError: no")})
+    assert (seen.error, seen.ended_ns) == ("ValueError: no", 17)
 
 
 def test_nothing_is_decoded_for_an_ordinary_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skim_module, "_read", None)
     now = 1_700_000_000_000_000_001
     write(tmp_path, ParamsLogged(now, {"lr": 1}), MetricsLogged(now, 7, {"loss": 1.0}), RunEnded(now, "finished"))
-    assert skim(tmp_path) == Skim(2, 1, 7, now, 1, "finished", None, now)
+    assert skim(tmp_path) == Skim(2, 1, 7, now, Holders(owner=1, ends={1: RunEnded(now, "finished")}))
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,7 +67,7 @@ def test_it_says_what_the_reader_says(
     ]
     write(directory, *records, *([RunEnded(2**63 - 1, "killed", "x")] if end else []))
     fast, slow = skim(directory), read(directory)
-    assert (fast.records, fast.points, fast.owner, fast.ended) == (slow.records, slow.points, slow.owner, slow.ended)
+    assert (fast.records, fast.points, fast.holders) == (slow.records, slow.points, slow.holders)
     assert fast.last_step == (records[-1].step if records else None)
 
 
@@ -86,13 +87,13 @@ def test_the_parts_before_and_behind_a_position_are_the_whole(tmp_path: Path) ->
 
 def test_the_end_of_an_earlier_owner_does_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
     write(tmp_path, MetricsLogged(2**61, 3, {"a": 1.0}), RunEnded(2**61 + 1, "failed", "boom"))
-    assert skim(tmp_path).ended == "failed"
+    assert skim(tmp_path).error == "boom"
     write(tmp_path, MetricsLogged(2**61 + 2, 4, {"a": 1.0}))
     write(tmp_path, MetricsLogged(2**61 + 1, 9, {"a": 1.0}), role="worker")
     seen = skim(tmp_path)
-    assert (seen.owner, seen.ended, seen.error, seen.last_step) == (2, None, None, 4)
+    assert (seen.holders, seen.last_step) == (Holders(owner=2), 4)
     write(tmp_path, RunEnded(2**61 + 3, "finished"))
-    assert skim(tmp_path).ended == "finished"
+    assert skim(tmp_path).holders.ends == {4: RunEnded(2**61 + 3, "finished")}
 
 
 @pytest.mark.parametrize("cut", [1, 3, 8, 20])

@@ -102,7 +102,7 @@ def test_an_unknown_backend_is_refused_before_anything_is_started(stage: Stage) 
     stage.run(OFFLINE)
     with pytest.raises(UnknownBackendError, match="tensorboard"):
         sync(stage.runs(), to=["tensorbord"])
-    assert not any(run.cursor("tensorboard").owner for run in stage.runs())
+    assert not any(run.cursor("tensorboard").holders.owner for run in stage.runs())
 
 
 def test_an_unavailable_backend_is_given_up_after_some_patience_for_the_whole_family(stage: Stage) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from trackhub.journal import Position, is_locked, lock_file
+from trackhub.journal import Chunk, Holders, Position, is_locked, lock_file
 from trackhub.records import EndStatus
 
 MAX_EXAMPLES = 5
@@ -75,11 +75,10 @@ class Cursor(msgspec.Struct):
         state: The backend's own, as its `open` and `checkpoint` gave it.
         remote_id: The backend's id of the run, once it is open.
         link: Where a person can look at the run.
-        owner: The number of the journal's last owner among the writers read so far; 0 for none yet.
+        holders: Who holds the run among the writers read so far, and the ends they have given it.
         attempts: How many owners there have been.
-        ended_owner: The owner whose end has been read; 0 for none yet.
-        ended_status: The status it gave.
-        closed_owner: The owner for whose end the backend's run has been closed; 0 if it has not.
+        closed_owner: The owner (without one: the rank) for whose end the backend's run has been closed; 0 if it has
+            not.
         closed_status: The status the backend's run was closed with.
         report: What became of the records.
     """
@@ -88,10 +87,8 @@ class Cursor(msgspec.Struct):
     state: dict[str, Any] = msgspec.field(default_factory=dict)
     remote_id: str | None = None
     link: str | None = None
-    owner: int = 0
+    holders: Holders = msgspec.field(default_factory=Holders)
     attempts: int = 0
-    ended_owner: int = 0
-    ended_status: EndStatus | None = None
     closed_owner: int = 0
     closed_status: EndStatus | None = None
     report: BackendReport = msgspec.field(default_factory=BackendReport)
@@ -99,7 +96,14 @@ class Cursor(msgspec.Struct):
     @property
     def closed(self) -> bool:
         """Whether the backend's run has been ended for the last owner read."""
-        return self.closed_owner > 0 and self.closed_owner == self.owner
+        return self.closed_owner > 0 and self.closed_owner == self.holders.chief
+
+    def advance(self, chunk: Chunk) -> None:
+        """Remember that a chunk has been delivered."""
+        self.position = chunk.position
+        self.holders.add(chunk.began, chunk.ends)
+        self.attempts += len(chunk.owners)
+        self.closed_owner = 0
 
     def has_passed(self, mark: tuple[int, int, int]) -> bool:
         """Whether everything before a place (writer, segment, offset) has been delivered."""

@@ -225,7 +225,7 @@ class Delivery:
 
     def _is_settled(self) -> bool:
         """Whether nothing more can come: the run is closed (or never began), and no forked worker still writes it."""
-        if not (self._cursor.closed or self._cursor.owner == 0):
+        if not (self._cursor.closed or self._cursor.holders.chief == 0):
             return False
         return not any(writer_is_alive(self.run.journal, writer) for writer in self._reader.segments())
 
@@ -248,7 +248,7 @@ class Delivery:
         return full or self._ending() is not None
 
     def _accept(self, chunk: Chunk) -> None:
-        if chunk.owners and self._cursor.owner:
+        if chunk.owners and self._cursor.holders.owner:
             # Another process goes on with the run: the backend is told so by being opened again.
             self._disconnect()
         kind_of_backend = type(self._get_backend())
@@ -332,14 +332,7 @@ class Delivery:
             tally.rejected_lines.clear()
         if state is not None:
             cursor.state = dict(state)
-        cursor.position = chunk.position
-        cursor.closed_owner = 0
-        for owner in chunk.owners:
-            cursor.owner = max(cursor.owner, owner)
-            cursor.attempts += 1
-        for owner, end in chunk.ends.items():
-            if owner == cursor.owner:
-                cursor.ended_owner, cursor.ended_status = owner, end.status
+        cursor.advance(chunk)
         cursor.report.damaged.extend(chunk.damaged)
         tally.enter(cursor.report)
         self._forget_chunk()
@@ -375,15 +368,10 @@ class Delivery:
             _log.warning("%s: run %s: the cursor cannot be saved: %s", self.version, self.run.path.name, problem)
 
     def _ending(self) -> tuple[int, EndStatus] | None:
-        """The owner that ended the run, and how: as it said, or "killed" if its process vanished; None if it runs."""
-        cursor = self._cursor
-        if cursor.owner == 0:
-            return None
-        if cursor.ended_owner == cursor.owner and cursor.ended_status is not None:
-            return cursor.owner, cursor.ended_status
-        if writer_is_alive(self.run.journal, cursor.owner):
-            return None
-        return cursor.owner, "killed"
+        """For whom the run has ended, and how: as it said, or "killed" if its process vanished; None if it runs."""
+        holders = self._cursor.holders
+        status = holders.status(lambda writer: writer_is_alive(self.run.journal, writer))
+        return None if status is None else (holders.chief, status)
 
     def _close(self, owner: int, status: EndStatus) -> bool:
         cursor = self._cursor

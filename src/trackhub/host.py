@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from trackhub.inline import InlineDelivery
 
 SYNC_INTERVAL_SECONDS = 1.0
+STAND_BY_SECONDS = 10.0
+STAND_BY_TURN_SECONDS = 2.0
+"""How much longer each further process of a machine waits, so that one takes over and the others see it."""
 NICENESS = 19
 FIRST_RESTART_SECONDS = 0.5
 LAST_RESTART_SECONDS = 30.0
@@ -210,12 +213,43 @@ class DeliveryProcess:
         self._unsent = b""
 
 
+class _StandBy:
+    """A run that another process has delivered, for as long as one does.
+
+    Args:
+        run: The run.
+        backend: The backend's name.
+        options: Its options.
+        patience_seconds: How long nobody may deliver before this process does.
+    """
+
+    def __init__(self, run: RunDirectory, backend: str, options: Mapping[str, Any], patience_seconds: float) -> None:
+        self.run, self.backend, self.options = run, backend, options
+        self._patience_seconds = patience_seconds
+        self._cursor_file = run.cursor_file(backend)
+        self._alone_since: float | None = None
+        self._look_at = 0.0
+
+    def is_needed(self) -> bool:
+        """Whether nobody has delivered the run for so long that it is for this process to do."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + SYNC_INTERVAL_SECONDS / 2
+        if self._cursor_file.is_claimed:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        return self._alone_since is not None and now - self._alone_since >= self._patience_seconds
+
+
 class Host:
     """All deliveries of this process, and the thread that looks after them and syncs journals to disk."""
 
     def __init__(self) -> None:
         self._processes: dict[str, DeliveryProcess] = {}
         self._inline: dict[tuple[Path, str], InlineDelivery] = {}
+        self._standing_by: dict[tuple[Path, str], _StandBy] = {}
         self._syncs: dict[object, Callable[[], None]] = {}
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -267,6 +301,22 @@ class Host:
             if place not in self._inline:
                 self._inline[place] = make_delivery()
 
+    def stand_by(self, run: RunDirectory, backend: str, options: Mapping[str, Any], turn: int = 0) -> None:
+        """Have a run delivered that another process has begun, if and when nobody delivers it for some seconds.
+
+        Args:
+            run: The run.
+            backend: The backend's name.
+            options: Its options.
+            turn: Which of the machine's processes this is: the first takes over first.
+        """
+        place = run.path.absolute(), backend
+        patience_seconds = STAND_BY_SECONDS + turn * STAND_BY_TURN_SECONDS
+        with self._lock:
+            process = self._processes.get(backend)
+            if place not in self._standing_by and not (process and process.given_ns(run)):
+                self._standing_by[place] = _StandBy(run, backend, options, patience_seconds)
+
     def wake(self) -> None:
         """Have all deliveries look at once, and those of this process deliver all they can."""
         for process in list(self._processes.values()):
@@ -306,17 +356,23 @@ class Host:
 
     def forget(self, run: RunDirectory, backend: str) -> None:
         """A run is complete at a backend."""
+        with self._lock:
+            self._standing_by.pop((run.path.absolute(), backend), None)
         if process := self._processes.get(backend):
             process.forget(run)
 
     def keep_alive(self) -> None:
         """Start anew what has died; the thread does this every second, and whoever waits may do it more often."""
+        for place, one in list(self._standing_by.items()):
+            if one.is_needed() and self._standing_by.pop(place, None) is not None:
+                self.deliver(one.run, {one.backend: one.options})
         for process in list(self._processes.values()):
             process.keep_alive()
 
     def stop(self, timeout_seconds: float) -> None:
         """End all delivery processes; what they have not delivered stays in the journals."""
         with self._lock:
+            self._standing_by.clear()
             processes, self._processes = list(self._processes.values()), {}
             inlines, self._inline = list(self._inline.values()), {}
         for process in processes:

@@ -26,7 +26,7 @@ import msgspec
 
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader, writer_is_alive
+from trackhub.journal import JournalReader
 from trackhub.records import RunEnded, RunStatus
 
 FORMAT_VERSION = 1
@@ -95,8 +95,13 @@ class RunDirectory:
         self._manifest: Manifest | None = None
 
     @classmethod
-    def create(cls, root: Path, manifest: Manifest) -> RunDirectory:
+    def create(cls, root: Path, manifest: Manifest, *, joins: bool = False) -> RunDirectory:
         """Make the directory of a run, or find that of a run that is gone on with.
+
+        Args:
+            root: The directory that holds the run directories.
+            manifest: Who the run is.
+            joins: Whether the manifest only counts if there is none: another process says who the run is.
 
         Raises:
             OSError: It cannot be written.
@@ -105,12 +110,17 @@ class RunDirectory:
         run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (run.blobs, run.cursors):
             folder.mkdir(mode=0o700, exist_ok=True)
-        fresh = run.path / f"run.json.{os.getpid()}"
+        if joins and run.exists:
+            return run
+        # Processes on several machines may have the same number.
+        fresh = run.path / f"run.json.{os.getpid()}.{secrets.token_hex(4)}"
         with fresh.open("wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
             file.flush()
             # A run is nothing without this file, so it must not be the one that a power failure empties.
             os.fsync(file.fileno())
+        if joins and _named_if_free(fresh, run.path / "run.json"):
+            return run
         fresh.replace(run.path / "run.json")
         run._manifest = manifest
         return run
@@ -161,16 +171,15 @@ class RunDirectory:
 
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""
-        reader = JournalReader(self.journal)
+        reader, alive = JournalReader(self.journal), set[int]()
         try:
-            owner, ended = reader.last_owner()
+            holders = reader.holders(alive)
         finally:
             reader.close()
-        if ended is not None:
-            return ended.status, ended
-        if owner and writer_is_alive(self.journal, owner):
-            return "running", None
-        return "killed", None
+        status = holders.status(alive.__contains__)
+        if status is None:
+            return ("running" if holders.chief else "killed"), None
+        return status, holders.end
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""
@@ -185,6 +194,18 @@ class RunDirectory:
                 position = chunk.position
         finally:
             reader.close()
+
+
+def _named_if_free(fresh: Path, name: Path) -> bool:
+    """Give a file its name unless that is taken, and remove it then; False where the file system cannot do that."""
+    try:
+        os.link(fresh, name)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    fresh.unlink()
+    return True
 
 
 def runs_in(

@@ -22,6 +22,7 @@ from trackhub.errors import SettingsError
 PREFIX = "TRACKHUB_"
 
 Mode = Literal["online", "offline", "disabled"]
+Ranks = Literal["zero", "all"]
 
 _SECRET_WORDS = ("token", "password", "passwd", "secret", "key", "credential")
 _SECRET_PARAMETER = re.compile(rf"(?i)([?&])(?:sig|[^=&#]*(?:{'|'.join(_SECRET_WORDS)})[^=&#]*)=[^&#]*")
@@ -65,6 +66,12 @@ class Settings(BaseModel):
         ge=0,
         description="How long the deliveries are waited for after SIGTERM, in seconds. In a pod it must be shorter "
         "than `terminationGracePeriodSeconds`, which is 30 by default.",
+    )
+
+    ranks: Ranks = Field(
+        default="zero",
+        description="Which of the processes that a launcher (torchrun, SLURM, MPI) has started record: rank `zero`, or "
+        "`all` into one run, the names of rank 3 beginning with `rank3/`.",
     )
 
     @field_validator("backends", mode="before")

@@ -9,19 +9,19 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from trackhub.journal import FORMAT_VERSION, JournalReader, segment_name
-from trackhub.records import EndStatus, MetricsLogged, RunEnded
+from trackhub.journal import FORMAT_VERSION, Holders, JournalReader, RankStarted, WriterStarted, segment_name
+from trackhub.records import MetricsLogged, RunEnded
 
 _HEADER_BYTES = 24
 _FRAME_BYTES = 8
 _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<8sI")
-_PARAMS, _ROC_CURVE, _END, _NAMES, _VALUES, _STARTED = 3, 14, 15, 16, 17, 18
+_PARAMS, _ROC_CURVE, _END, _NAMES, _VALUES, _STARTED, _RANK_STARTED = 3, 14, 15, 16, 17, 18, 19
 _METRICS = 2
 _UINT32 = 0xCE
 _UINT64 = 0xCF
@@ -37,20 +37,24 @@ class Skim:
         points: Number of metric values.
         last_step: Step of the last metrics of the writer that wrote last; None without metrics.
         last_time_ns: Time of the last record of any kind; 0 without one.
-        owner: The last writer that owned the run; 0 for none.
-        ended: The status which that owner gave the run, if it has ended it.
-        error: The error it gave with it.
-        ended_ns: When it did.
+        holders: Who holds the run, and the ends they gave it.
     """
 
     records: int = 0
     points: int = 0
     last_step: int | None = None
     last_time_ns: int = 0
-    owner: int = 0
-    ended: EndStatus | None = None
-    error: str | None = None
-    ended_ns: int | None = None
+    holders: Holders = field(default_factory=Holders)
+
+    @property
+    def error(self) -> str | None:
+        """The error that ended it, if one did."""
+        return self.holders.end.error if self.holders.end is not None else None
+
+    @property
+    def ended_ns(self) -> int | None:
+        """When the last one that said so has ended it."""
+        return self.holders.end.time_ns if self.holders.end is not None else None
 
 
 class _OddFrameError(Exception):
@@ -62,22 +66,29 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
 
     Args:
         journal: The run's `journal` directory; may not exist.
-        since: A position; only what lies behind it counts. Default: everything. Owner and end are then only known if
-            they lie behind it.
+        since: A position; only what lies behind it counts. Default: everything. Holders and ends are then only known
+            if they lie behind it.
 
     Raises:
         JournalError: A newer trackhub wrote it.
     """
     reader = JournalReader(journal)
     places = {int(writer): tuple(place) for writer, place in (since or {}).items()}
-    total = Skim()
+    total, began, ends = Skim(), dict[int, WriterStarted](), dict[int, RunEnded]()
     try:
         for writer, numbers in reader.segments().items():
             first, offset = places.get(writer, (numbers[0], _HEADER_BYTES))
             for number in numbers:
                 if number >= first:
                     path = journal / segment_name(writer, number)
-                    total = _add(total, _skim_segment(path, writer, offset if number == first else _HEADER_BYTES))
+                    start = offset if number == first else _HEADER_BYTES
+                    amount, started, end = _skim_segment(path, start)
+                    total = _add(total, amount)
+                    if started is not None:
+                        began[writer] = started
+                    if end is not None:
+                        ends[writer] = end
+        total.holders.add(began, ends)
         return total
     except _OddFrameError:
         return _read(reader, since or {})
@@ -88,29 +99,25 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
 def _add(earlier: Skim, later: Skim) -> Skim:
     newer = later if later.last_time_ns >= earlier.last_time_ns else earlier
     older = earlier if newer is later else later
-    # A new owner begins anew; the end of an owner may lie segments behind its beginning.
-    ending = later if later.owner or later.ended else earlier
     return Skim(
         records=earlier.records + later.records,
         points=earlier.points + later.points,
         last_step=older.last_step if newer.last_step is None else newer.last_step,
         last_time_ns=newer.last_time_ns,
-        owner=later.owner or earlier.owner,
-        ended=ending.ended,
-        error=ending.error,
-        ended_ns=ending.ended_ns,
     )
 
 
-def _skim_segment(path: Path, writer: int, offset: int) -> Skim:
+def _skim_segment(path: Path, offset: int) -> tuple[Skim, WriterStarted | None, RunEnded | None]:
+    """What one segment amounts to, who began to write it, and the end it gave the run."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return Skim()
+        return Skim(), None, None
     if len(data) < _HEADER_BYTES or _HEADER.unpack_from(data) != (b"trackhub", FORMAT_VERSION):
         raise _OddFrameError
     unpack, limit = _FRAME.unpack_from, len(data) - _FRAME_BYTES - 1
-    records = points = owner = 0
+    records = points = 0
+    started = None
     at, last, last_values = offset, -1, -1
     while at < limit:
         size, _ = unpack(data, at)
@@ -122,33 +129,35 @@ def _skim_segment(path: Path, writer: int, offset: int) -> Skim:
             points += (size - 21 if data[at + 15] == _UINT32 else size - 25) >> 3
             records += 1
             last_values = at
-        elif data[at + 8] & 0xF0 != 0x90 or not _METRICS <= tag <= _STARTED:
+        elif data[at + 8] & 0xF0 != 0x90 or not _METRICS <= tag <= _RANK_STARTED:
             raise _OddFrameError
         elif _PARAMS <= tag <= _ROC_CURVE:
             records += 1
-        elif tag == _STARTED and b"owner" in data[at : at + _FRAME_BYTES + size]:
-            owner = writer
+        elif tag in (_STARTED, _RANK_STARTED):
+            started = msgspec.msgpack.decode(_whole_payload(data, at), type=WriterStarted | RankStarted)
         if tag != _NAMES:
             last = at
         at += size + _FRAME_BYTES
     if any(data[at : at + _FRAME_BYTES]) or at > len(data):
         raise _OddFrameError
-    return _with_last(Skim(records, points, owner=owner), data, last, last_values)
+    counted, end = _with_last(Skim(records, points), data, last, last_values)
+    return counted, started, end
 
 
-def _with_last(counted: Skim, data: bytes, last: int, last_values: int) -> Skim:
+def _with_last(counted: Skim, data: bytes, last: int, last_values: int) -> tuple[Skim, RunEnded | None]:
     """Add what the last frames say; that they are whole stands for those before them."""
     if last < 0:
-        return counted
+        return counted, None
+    end = None
     payload = _whole_payload(data, last)
     if payload[1] == _END:
         end = msgspec.msgpack.decode(payload, type=RunEnded)
-        counted = replace(counted, ended=end.status, error=end.error, ended_ns=end.time_ns, last_time_ns=end.time_ns)
+        counted = replace(counted, last_time_ns=end.time_ns)
     else:
         counted = replace(counted, last_time_ns=_time_ns(payload))
     if last_values >= 0:
         counted = replace(counted, last_step=_whole_step(_whole_payload(data, last_values)))
-    return counted
+    return counted, end
 
 
 def _whole_payload(data: bytes, at: int) -> bytes:
@@ -187,8 +196,4 @@ def _read(reader: JournalReader, since: Mapping[str, Iterable[int]]) -> Skim:
         real = [record for record in chunk.records if not isinstance(record, RunEnded)]
         latest = max((record.time_ns for record in chunk.records), default=0)
         total = replace(total, records=total.records + len(real), last_time_ns=max(latest, total.last_time_ns))
-        for owner in chunk.owners:
-            total = replace(total, owner=owner, ended=None, error=None, ended_ns=None)
-        for writer, end in chunk.ends.items():
-            if writer == total.owner:
-                total = replace(total, ended=end.status, error=end.error, ended_ns=end.time_ns)
+        total.holders.add(chunk.began, chunk.ends)

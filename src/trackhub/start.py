@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from trackhub import active, plain, plugins, processing, settings, termination
+from trackhub import ranks as ranks_module
 from trackhub._version import VERSION
 from trackhub.context import RunContext
-from trackhub.errors import NoActiveRunError, UnknownBackendError
+from trackhub.errors import NoActiveRunError, SettingsError, UnknownBackendError
 from trackhub.rundir import Manifest, RunDirectory, check_run_id, new_run_id
 from trackhub.tracker import Tracker
 
@@ -38,6 +39,7 @@ def init(
     run_id: str | None = None,
     dir: str | Path | None = None,
     mode: str | None = None,
+    ranks: str | None = None,
     finish_timeout: float | None = None,
     **backend_options: Mapping[str, Any],
 ) -> Tracker:
@@ -49,12 +51,13 @@ def init(
     Args:
         project: The project the run belongs to.
         name: The name people see; default: the run id.
-        params: Logged at once, as by `log_params`.
+        params: Logged at once, as by `log_params`; those of rank 0, where all ranks record.
         backends: Names of the backends that get the run; none: the journal alone.
-        tags: Set at once, as by `set_tags`.
+        tags: Set at once, as by `set_tags`; those of rank 0, where all ranks record.
         run_id: The id of the run; that of an earlier run goes on with it. Default: a new one.
         dir: The directory that holds the run directories; default `.trackhub`.
         mode: "online", "offline" (journal alone, for `trackhub sync` later) or "disabled" (nothing is recorded).
+        ranks: Which of the processes of a distributed training record: "zero" (default) or "all".
         finish_timeout: How long `finish()` waits for the deliveries, in seconds; default 60.
         backend_options: A mapping of options for each backend that needs some: `mlflow={"tracking_uri": ...}`.
 
@@ -77,26 +80,34 @@ def init(
             "run_id": run_id,
             "dir": dir,
             "mode": mode,
+            "ranks": ranks,
             "finish_timeout": finish_timeout,
         },
         working_directory,
     )
     context = plugins.find_context(settings.environment()) or RunContext()
     loaded = loaded.completed({"name": context.name, "run_id": context.run_id}, "the place it runs in")
+    place = ranks_module.detect(settings.environment())
+    loaded = loaded.completed({"run_id": _shared_run_id(loaded, place, working_directory)}, "the launcher")
     chosen = loaded.settings
     _refuse_stray_options(backend_options, chosen.backends)
     options = {
         backend: options_of(backend, loaded, backend_options.get(backend, {}), working_directory)
         for backend in chosen.backends
     }
-    if chosen.mode == "disabled":
+    if chosen.mode == "disabled" or (place is not None and place.rank and chosen.ranks == "zero"):
         return Tracker.disabled(chosen)
     # Refused before there is a run, or it would be left behind without an end.
     flat, texts = plain.plain_params(params or {}), {**context.tags, **plain.plain_tags(tags or {})}
-    run = _create(loaded, options, context, working_directory)
+    if chosen.ranks == "zero":
+        place = None
+    run = _create(loaded, options, context, working_directory, joins=place is not None and place.rank > 0)
     termination.watch()
-    tracker = Tracker.start(run, chosen, options)
+    tracker = Tracker.start(run, chosen, options, place=place)
     context.before_end(tracker.end_before_waiting)
+    if place is not None and place.rank:
+        # What all ranks start with is said once, by rank 0.
+        return tracker
     if flat:
         tracker.log_params(flat)
     if texts:
@@ -152,13 +163,38 @@ def _refuse_stray_options(backend_options: Mapping[str, Any], selected: Sequence
             )
 
 
+def _shared_run_id(loaded: settings.Loaded, place: ranks_module.Place | None, working_directory: Path) -> str | None:
+    """The id that all processes of a launcher come to, where they share a run or one of them goes on with it."""
+    if place is None or loaded.settings.run_id or loaded.settings.mode == "disabled":
+        return None
+    if loaded.settings.ranks == "zero":
+        if place.rank or not place.restarts:
+            return None
+        # What rank 0 starts inherits its variables. That is another run, as it would be without a launcher.
+        root = working_directory / loaded.settings.dir
+        return ranks_module.next_run_id(place, lambda run_id: RunDirectory(root / run_id).end()[0] == "running")
+    run_id = ranks_module.next_run_id(place)
+    if run_id is None and place.count > 1:
+        raise SettingsError(
+            f"ranks = 'all', and this is rank {place.rank} of {place.count} (by {place.variable}), but nothing that "
+            "its launcher says is this job's alone, so the processes cannot agree on a run: set TRACKHUB_RUN_ID to the "
+            "same new value for all of them, such as the scheduler's job id, or pass init(run_id=...)"
+        )
+    return run_id
+
+
 def _create(
-    loaded: settings.Loaded, options: Mapping[str, Any], context: RunContext, working_directory: Path
+    loaded: settings.Loaded,
+    options: Mapping[str, Any],
+    context: RunContext,
+    working_directory: Path,
+    *,
+    joins: bool,
 ) -> RunDirectory:
     """Make the run directory, or find it again: where the settings say or, if that may not be, in a temporary one."""
     root = working_directory / loaded.settings.dir
     try:
-        return RunDirectory.create(root, _manifest(loaded, options, context, root, working_directory))
+        return RunDirectory.create(root, _manifest(loaded, options, context, root, working_directory), joins=joins)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise

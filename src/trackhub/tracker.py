@@ -27,6 +27,7 @@ from trackhub.errors import RunFinishedError
 from trackhub.host import host
 from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, writer_is_alive
 from trackhub.plugins import find_backend
+from trackhub.ranks import Place, own_name
 from trackhub.records import (
     ArtifactLogged,
     ConfusionMatrixLogged,
@@ -78,6 +79,8 @@ class Tracker:
         self._writer_lock = threading.RLock()
         self._process_id = os.getpid()
         self._role: Role = "owner"
+        self._place: Place | None = None
+        self._prefix = ""
         self._journal: JournalWriter | None = None
         self._blobs: BlobStore | None = None
         self._append_metrics: Callable[[Mapping[str, Any], int, int], None] = self._append_metrics_first_time
@@ -100,7 +103,12 @@ class Tracker:
 
     @classmethod
     def start(
-        cls, run: RunDirectory, chosen: settings.Settings, options: Mapping[str, Any], parent: Tracker | None = None
+        cls,
+        run: RunDirectory,
+        chosen: settings.Settings,
+        options: Mapping[str, Any],
+        parent: Tracker | None = None,
+        place: Place | None = None,
     ) -> Tracker:
         """A tracker that records into a run directory, and has it delivered if the mode is online.
 
@@ -109,22 +117,29 @@ class Tracker:
             chosen: The settings in force.
             options: Backend -> its validated options.
             parent: For a child run, the run it belongs to.
+            place: Where several ranks record into the run, this process's place among them.
 
         Raises:
             OSError: The journal cannot be written.
         """
         reader = JournalReader(run.journal)
-        owner, ended = reader.last_owner()
+        holders = reader.holders()
         reader.close()
         tracker = cls(chosen, run, parent)
         tracker._options = options
-        if owner and ended is None and writer_is_alive(run.journal, owner):
-            # A living process holds this run: write into it, and leave its end to that process.
+        tracker._place, tracker._prefix = place, place.prefix if place else ""
+        tracker._role = "rank" if tracker._prefix else "owner"
+        past = holders.ranks.get(place.rank, 0) if place and place.rank else holders.owner
+        if past and past not in holders.ends and writer_is_alive(run.journal, past):
+            # A living process holds this run, or its part of it: write into it, and leave its end to that process.
             tracker._role = "worker"
         tracker._attach()
         if chosen.mode == "online":
             for name, option in options.items():
-                _have_delivered(run, name, option)
+                if tracker._role == "owner":
+                    _have_delivered(run, name, option)
+                else:
+                    _stand_by(run, name, option, place)
         # Last: who ends the run waits for the deliveries, so they have to have been begun.
         tracker._earlier = active.enter(tracker)
         return tracker
@@ -192,6 +207,12 @@ class Tracker:
     def __repr__(self) -> str:
         state = "finished" if self._finished else "running" if self._run else "disabled"
         return f"<trackhub run {self.id} ({state}) in {self.directory}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"a tracker belongs to its process and cannot be sent to another one: send its id, and there call "
+            f"trackhub.init(run_id={self.id!r}, dir={str(self.directory.parent)!r})"
+        )
 
     # --- recording
 
@@ -396,6 +417,7 @@ class Tracker:
             tags: Set at once.
         """
         self._check_running()
+        name = self._prefix + name
         chosen = self._settings.model_copy(update={"name": name, "run_id": None})
         if self._run is None:
             return Tracker.disabled(chosen)
@@ -524,7 +546,7 @@ class Tracker:
         if self._run is not None:
             mark = self._end_mark if self._finished else self._writing()[0].position
             for name in self._options:
-                yield Awaited(self._run, name, mark, end=self._finished and self._role == "owner")
+                yield Awaited(self._run, name, mark, end=self._finished and self._role != "worker")
         for child in self._children:
             yield from child._awaited()
 
@@ -544,10 +566,22 @@ class Tracker:
         """Open a writer of this process's own, and have it synced off this thread."""
         run = self._run
         assert run is not None
-        journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, _check_metric_names)
+        prefix, place = self._prefix, self._place
+
+        def check_names(names: tuple[str, ...]) -> None:
+            for name in names:
+                plain.metric_name(name.removeprefix(prefix) if prefix and isinstance(name, str) else name)
+
+        numbers = (place.rank, place.count) if place else ()
+        journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, check_names, *numbers)
         blobs = BlobStore(run.blobs, f"{journal.writer:04d}")
+
+        def append_own(metrics: Mapping[str, Any], step: int, time_ns: int) -> None:
+            journal.append_metrics({prefix + name: value for name, value in metrics.items()}, step, time_ns)
+
+        # First: another thread that sees the journal goes on to this.
+        self._append_metrics = append_own if prefix else journal.append_metrics
         self._journal, self._blobs = journal, blobs
-        self._append_metrics = journal.append_metrics
 
         def sync() -> None:
             blobs.sync()
@@ -567,13 +601,14 @@ class Tracker:
             return self._attach()
 
     def _append(self, record: JournalRecord) -> None:
-        self._writing()[0].append(record)
+        self._writing()[0].append(own_name(record, self._prefix) if self._prefix else record)
 
     def _store(self, content: bytes, suffix: str, media_type: str) -> StoredFile:
         return self._writing()[1].store(content, suffix, media_type)
 
     def _append_metrics_first_time(self, metrics: Mapping[str, Any], step: int, time_ns: int) -> None:
-        self._writing()[0].append_metrics(metrics, step, time_ns)
+        self._writing()
+        self._append_metrics(metrics, step, time_ns)
 
     def _refuse_metrics(self, *_: object) -> None:
         self._check_running()
@@ -586,7 +621,7 @@ class Tracker:
         """Have the journal end here; before the run counts as finished, for a signal may come between and end it."""
         if self._journal is None:
             return
-        if self._role == "owner":
+        if self._role != "worker":
             with contextlib.suppress(RunFinishedError):
                 self._journal.append(RunEnded(_now_ns(), status, error))
         self._end_mark = self._journal.position
@@ -655,6 +690,13 @@ def _have_delivered(run: RunDirectory, name: str, options: Any) -> None:
     host().deliver_here(run, name, lambda: InlineDelivery(run, name, kind, options))
 
 
+def _stand_by(run: RunDirectory, name: str, options: Any, place: Place | None) -> None:
+    # What lives in a training process lives in that of the owner.
+    if not find_backend(name).needs_training_process:
+        turn = 0 if place is None else place.rank if place.local_rank is None else place.local_rank
+        host().stand_by(run, name, settings.full_options(options), turn)
+
+
 def _nothing_to_report(run_id: str) -> DeliveryReport:
     return DeliveryReport(run_id, "", ())
 
@@ -675,8 +717,3 @@ def _utf8(value: object, name: str) -> bytes:
     if not isinstance(value, str):
         raise TypeError(f"{name!r} takes a str, not {type(value).__name__}")
     return value.encode("utf-8", errors="surrogatepass")
-
-
-def _check_metric_names(names: tuple[str, ...]) -> None:
-    for name in names:
-        plain.metric_name(name)

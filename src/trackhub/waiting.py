@@ -18,6 +18,7 @@ from trackhub.journal import JournalReader, writer_is_alive
 from trackhub.rundir import RunDirectory
 
 POLL_SECONDS = 0.02
+LAST_POLL_SECONDS = 1.0
 PROGRESS_AFTER_SECONDS = 1.0
 
 Mark = tuple[int, int, int]
@@ -33,7 +34,7 @@ class Awaited:
         backend: The backend's name.
         mark: The place in the journal that must have been delivered; None for all there is, and the run's end unless
             it is still being written.
-        end: With a mark: whether the run must have been ended at the backend, too.
+        end: With a mark: whether the run must have been ended at the backend, too, unless another process holds it.
     """
 
     run: RunDirectory
@@ -83,7 +84,9 @@ def wait_for_deliveries(
                 progress = stack.enter_context(DeliveryProgress(total))
             if progress is not None:
                 progress.show([(one.run, one.backend) for one in waiting])
-            time.sleep(min(POLL_SECONDS, left))
+            # Dozens of ranks may wait for one delivery, which yields to them: the longer it takes, the less often each
+            # looks.
+            time.sleep(min(max(POLL_SECONDS, elapsed / 20), LAST_POLL_SECONDS, left))
 
 
 def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:
@@ -111,9 +114,13 @@ def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: floa
 
 
 def _is_complete(one: Awaited, cursor: Cursor) -> bool:
+    def is_held() -> bool:
+        return cursor.holders.status(lambda writer: writer_is_alive(one.run.journal, writer)) is None
+
     if one.mark is not None:
-        return cursor.has_passed(one.mark) and (cursor.closed or not one.end)
-    if not cursor.closed and cursor.ended_owner and cursor.ended_owner == cursor.owner:
+        # The end is waited for by the last process that holds the run.
+        return cursor.has_passed(one.mark) and (cursor.closed or not one.end or is_held())
+    if not cursor.closed and not is_held():
         return False
     # Cheap on purpose, as this is asked many times a second: whether there is one more record, not how many.
     reader = JournalReader(one.run.journal)
@@ -122,4 +129,4 @@ def _is_complete(one: Awaited, cursor: Cursor) -> bool:
             return False
     finally:
         reader.close()
-    return cursor.closed or cursor.owner == 0 or writer_is_alive(one.run.journal, cursor.owner)
+    return cursor.closed or is_held()

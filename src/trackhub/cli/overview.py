@@ -73,11 +73,8 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
     # The cursors first: what is written meanwhile then counts as not delivered, never the other way round.
     cursors = {name: run.cursor(name) for name in (run.backends if backends is None else backends)}
     amount = skim(run.journal)
-    status: RunStatus = "killed"
-    if amount.ended is not None:
-        status = amount.ended
-    elif amount.owner and writer_is_alive(run.journal, amount.owner):
-        status = "running"
+    ended = amount.holders.status(lambda writer: writer_is_alive(run.journal, writer))
+    status: RunStatus = ended or ("running" if amount.holders.chief else "killed")
     standings = tuple(_standing(run, name, cursor, amount, status) for name, cursor in cursors.items())
     return Overview(run, manifest, status, amount, standings)
 

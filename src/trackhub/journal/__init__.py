@@ -8,9 +8,10 @@ Apart because everything else leans on it: it is the one thing that must still b
     frame    = size:u32 crc:u32 payload      size of the payload, never 0; CRC-32 (zlib's) of the payload
     payload  = a MessagePack array: [tag, field, ...]
 
-A payload is one of the records of `records.py`, or one of three that exist on disk only:
+A payload is one of the records of `records.py`, or one of four that exist on disk only:
 
-    WriterStarted = [18, time_ns, role, process_id, host, version]   the first frame of a writer
+    WriterStarted = [18, time_ns, role, process_id, host, version]   the first frame of a writer, or this:
+    RankStarted   = [19, time_ns, role, process_id, host, version, rank, rank_count]
     MetricNames   = [16, [name, ...]]
     MetricValues  = [17, names_at, step, time_ns, values:bin]    values: big-endian float64, in the order of the names
 
@@ -34,10 +35,12 @@ from trackhub.journal.frames import (
     MAX_FRAME_BYTES,
     JournalRecord,
     Position,
+    RankStarted,
     Role,
     WriterStarted,
     segment_name,
 )
+from trackhub.journal.holders import Holders
 from trackhub.journal.locks import is_locked, lock_file, writer_is_alive
 from trackhub.journal.reader import Chunk, JournalReader
 from trackhub.journal.writer import FIRST_SEGMENT_BYTES, JournalWriter
@@ -47,10 +50,12 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_FRAME_BYTES",
     "Chunk",
+    "Holders",
     "JournalReader",
     "JournalRecord",
     "JournalWriter",
     "Position",
+    "RankStarted",
     "Role",
     "WriterStarted",
     "is_locked",

@@ -19,7 +19,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 LAST_SEGMENT_BYTES = 8 * 1024 * 1024
 MAX_SERIES_IN_MEMORY = 4096
 
-Role = Literal["owner", "worker"]
+Role = Literal["owner", "worker", "rank"]
 Position = dict[str, tuple[int, int]]
 """A place in a journal: writer number -> (segment, byte offset of the next frame). JSON-able."""
 
@@ -34,13 +34,29 @@ NOT_DECODED = (ValueError, RecursionError)  # below ValueError: msgspec's errors
 
 
 class WriterStarted(msgspec.Struct, frozen=True, array_like=True, tag=18):
-    """Who wrote the segments of one writer. The owner is the process that holds the run; it alone can end it."""
+    """Who wrote the segments of one writer.
+
+    The owner is the process that holds the run, and can end it. A rank is a process that a launcher started beside the
+    owner; it holds the run too (see holders.py). A worker, such as a forked child, only writes.
+    """
 
     time_ns: int
     role: Role
     process_id: int
     host: str
     version: str
+
+
+class RankStarted(WriterStarted, frozen=True, array_like=True, tag=19):
+    """The same for a process that is one of several which a launcher started.
+
+    Args:
+        rank: Its rank; that of the owner is 0.
+        rank_count: How many ranks there are.
+    """
+
+    rank: int
+    rank_count: int
 
 
 class MetricNames(msgspec.Struct, frozen=True, array_like=True, tag=16):
@@ -62,7 +78,7 @@ JournalRecord = Deliverable | RunEnded
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(
     # MetricsLogged itself is never on disk: MetricNames and MetricValues stand for it.
-    JournalRecord | WriterStarted | MetricNames | MetricValues
+    JournalRecord | WriterStarted | RankStarted | MetricNames | MetricValues
 ).decode
 
 

@@ -51,13 +51,15 @@ def claim_writer_number(directory: Path) -> tuple[int, int]:
             continue
         break
     try:
+        status = os.fstat(descriptor)
+        # Before it is locked: a child that is forked from now on lets go of it.
+        _held_locks[descriptor] = status.st_dev, status.st_ino
         claim = {"locked": lock_file(descriptor), "pid": os.getpid(), "host": socket.gethostname()}
         os.write(descriptor, json.dumps(claim).encode())
-        status = os.fstat(descriptor)
     except BaseException:
+        _held_locks.pop(descriptor, None)
         os.close(descriptor)
         raise
-    _held_locks[descriptor] = status.st_dev, status.st_ino
     return descriptor, number
 
 

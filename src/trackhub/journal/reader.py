@@ -37,6 +37,7 @@ from trackhub.journal.frames import (
     decode,
     segment_name,
 )
+from trackhub.journal.holders import Holders
 from trackhub.journal.locks import writer_is_alive
 from trackhub.records import MetricsLogged, RunEnded
 
@@ -51,7 +52,7 @@ class Chunk:
     Args:
         records: In the order they were written, writer by writer.
         position: Where to go on.
-        owners: Writers that began in this chunk as the run's owner.
+        began: Writers that began in this chunk, and who they are.
         ends: Writers whose `RunEnded` was in this chunk.
         damaged: One sentence for each damaged place that was skipped.
         empty: Whether there was nothing to read.
@@ -60,11 +61,16 @@ class Chunk:
 
     records: list[JournalRecord] = field(default_factory=list)
     position: Position = field(default_factory=dict)
-    owners: list[int] = field(default_factory=list)
+    began: dict[int, WriterStarted] = field(default_factory=dict)
     ends: dict[int, RunEnded] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     empty: bool = True
     full: bool = False
+
+    @property
+    def owners(self) -> list[int]:
+        """Writers that began in this chunk as the run's owner."""
+        return [writer for writer, started in self.began.items() if started.role == "owner"]
 
 
 class JournalReader:
@@ -98,23 +104,30 @@ class JournalReader:
                 found.setdefault(int(match[1]), []).append(int(match[2]))
         return {writer: sorted(found[writer]) for writer in sorted(found)}
 
+    def holders(self, alive: set[int] | None = None) -> Holders:
+        """Who holds the run, and the ends they gave it, without reading what lies between.
+
+        Args:
+            alive: Filled with the writers among them whose processes still write.
+        """
+        found, segments = Holders(), self.segments()
+        for writer in segments:
+            start = {str(writer): (segments[writer][0], HEADER.size)}
+            found.add(self.read(start, max_points=1, only=writer).began, {})
+        if alive is not None:
+            alive.update(writer for writer in found.writers if writer_is_alive(self.directory, writer))
+        for writer in found.writers:
+            # The end is the last thing a holder writes, so its last segment has it.
+            place: Position = {str(writer): (self.segments().get(writer, segments[writer])[-1], HEADER.size)}
+            while not (chunk := self.read(place, only=writer)).empty and writer not in chunk.ends:
+                place = chunk.position
+            found.add({}, chunk.ends)
+        return found
+
     def last_owner(self) -> tuple[int, RunEnded | None]:
         """The number of the last writer that owned the run (0 for none), and the end it gave the run."""
-        segments = self.segments()
-        for writer in reversed(segments):
-            start = {str(writer): (segments[writer][0], HEADER.size)}
-            if writer not in self.read(start, max_points=1, only=writer).owners:
-                continue
-            # The end is the last thing an owner writes, so its last segment has it.
-            place: Position = {str(writer): (segments[writer][-1], HEADER.size)}
-            while True:
-                chunk = self.read(place, only=writer)
-                if writer in chunk.ends:
-                    return writer, chunk.ends[writer]
-                if chunk.empty:
-                    return writer, None
-                place = chunk.position
-        return 0, None
+        found = self.holders()
+        return found.owner, found.ends.get(found.owner)
 
     def read(
         self,
@@ -234,8 +247,7 @@ class JournalReader:
         elif isinstance(record, MetricNames):
             self._remember_names(writer, number, offset, record.names)
         elif isinstance(record, WriterStarted):
-            if record.role == "owner":
-                chunk.owners.append(writer)
+            chunk.began[writer] = record
         else:
             if isinstance(record, RunEnded):
                 chunk.ends[writer] = record

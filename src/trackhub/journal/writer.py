@@ -26,6 +26,7 @@ from trackhub.journal.frames import (
     MAX_SERIES_IN_MEMORY,
     JournalRecord,
     MetricNames,
+    RankStarted,
     Role,
     WriterStarted,
     crc32,
@@ -152,10 +153,13 @@ class JournalWriter:
 
     Args:
         directory: The run's `journal` directory; created if missing.
-        role: "owner" for the process that holds the run, "worker" for others (forked children).
+        role: "owner" for the process that holds the run, "rank" for those that a launcher started beside it, "worker"
+            for others (forked children).
         time_ns: When the writer starts.
         version: trackhub's version, for people who read the journal.
         check_names: Called with each new set of metric names before it is written; raises if one is not accepted.
+        rank: The process's rank, where a launcher started several.
+        rank_count: How many of them there are.
 
     Raises:
         OSError: The directory or the first segment cannot be created.
@@ -168,6 +172,8 @@ class JournalWriter:
         time_ns: int,
         version: str = "",
         check_names: Callable[[tuple[str, ...]], None] | None = None,
+        rank: int = 0,
+        rank_count: int = 1,
     ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
@@ -194,7 +200,8 @@ class JournalWriter:
         self._limit = self._segment.size
         self._position = self._segment.used
         self._series: dict[tuple[str, ...], _Series] = {}
-        self.append(WriterStarted(time_ns, role, os.getpid(), socket.gethostname(), version))
+        who = (time_ns, role, os.getpid(), socket.gethostname(), version)
+        self.append(WriterStarted(*who) if rank_count == 1 else RankStarted(*who, rank, rank_count))
 
     @property
     def position(self) -> tuple[int, int, int]:

@@ -425,11 +425,15 @@ def test_an_option_that_is_a_secret_by_its_type_is_refused_and_not_repeated(comp
 def test_options_of_a_plugin_that_are_lists_and_truths_come_back_as_they_were_given(
     compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"hosts": ["a:1", "b:2"], "in_order": False}
+    given = {"hosts": ["a:1", "b:2"], "in_order": False, "processors": ["every:10", "redact:off"]}
     for variable, text in compiled(lambda task: track(task, "vault", vault=given)).env().items():
         monkeypatch.setenv(variable, text)
     found, _ = backend_options("vault", plugins.find_backend("vault").Options, {}, {}, None)
-    assert found.model_dump(exclude={"access"}) == {"hosts": ("a:1", "b:2"), "in_order": False}
+    assert found.model_dump(exclude={"access"}) == {
+        "processors": ("every:10", "redact:off"),
+        "hosts": ("a:1", "b:2"),
+        "in_order": False,
+    }
 
 
 @pytest.mark.usefixtures("plugin")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trackhub.errors import (
         BackendError,
         BackendUnavailable,
+        CannotReadBack,
         JournalError,
         MissingPackageError,
         NoActiveRunError,
@@ -38,6 +39,7 @@ _HOMES = {
     "errors": (
         "BackendError",
         "BackendUnavailable",
+        "CannotReadBack",
         "JournalError",
         "MissingPackageError",
         "NoActiveRunError",
@@ -56,6 +58,7 @@ __all__ = [
     "BackendError",
     "BackendOptions",
     "BackendUnavailable",
+    "CannotReadBack",
     "DeliveryReport",
     "JournalError",
     "MissingPackageError",

@@ -375,6 +375,7 @@ class _Comparison:
         there = self._there
         params, tags = _Values(first_stands=there.first_param_stands), _Values()
         items: dict[str, tuple[Item, bool]] = {}
+        times: Counter[str] = Counter()
         unknown = 0
         for record, must in self._expected.records():
             if isinstance(record, ParamsLogged):
@@ -388,9 +389,10 @@ class _Comparison:
                 unknown += 1
             for item in wanted or ():
                 items[item.path] = (item, must)
+                times[item.path] += 1
         self._compare_values("param", params, there.params)
         self._compare_values("tag", tags, there.tags)
-        self._compare_items(items, complete=not unknown)
+        self._compare_items(items, times, complete=not unknown)
         if unknown:
             self._result.not_compared.append(f"{unknown:,} artifacts, whose local files are gone")
 
@@ -415,22 +417,22 @@ class _Comparison:
             if name not in wanted.values:
                 self._extra(kind, name)
 
-    def _compare_items(self, wanted: dict[str, tuple[Item, bool]], *, complete: bool) -> None:
+    def _compare_items(self, wanted: dict[str, tuple[Item, bool]], times: Counter[str], *, complete: bool) -> None:
         result, there = self._result, self._there
         found = there.items()
         if found is None:
             if wanted:
                 result.not_compared.append("files, which cannot be listed there")
             return
-        seen: set[str] = set()
+        seen: Counter[str] = Counter()
         for item in found:
             if item.path not in wanted:
                 if complete:
                     self._extra("item", item.path)
                 continue
-            if item.path in seen:
+            seen[item.path] += 1
+            if seen[item.path] > times[item.path]:
                 result.find("shown twice", item.path)
-            seen.add(item.path)
             logged, _ = wanted[item.path]
             if _differ(logged.size_bytes, item.size_bytes):
                 result.find("different size", item.path, logged=logged.size_bytes, found=item.size_bytes)

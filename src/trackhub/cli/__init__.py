@@ -311,7 +311,9 @@ def verify(
     run: _Run,
     at: Annotated[
         list[str] | None,
-        typer.Option(metavar="BACKEND", help="Look at this backend (may be repeated); default: at those of the run."),
+        typer.Option(
+            "--at", metavar="BACKEND", help="Look at this backend (may be repeated); default: at those of the run."
+        ),
     ] = None,
     directory: _Dir = None,
     as_json: _Json = False,

@@ -202,6 +202,8 @@ class MlflowBackend(Backend):
             self._connect()
             self._joined = bool(self.options.run_id) and run.parent_remote_id is None
             self._run_id = str(self.options.run_id if self._joined else state.get("run_id", ""))
+            if not self._run_id:
+                raise StateLost(f"no MLflow run was made at {self._where}")
             self._artifacts = RunArtifacts(self._client, self._run_id, self.notes, self._translated)
             return MlflowReadBack(
                 self._client,

@@ -190,4 +190,15 @@ def plain_import(one: Imported) -> dict[str, Any]:
 
 def plain_verification(one: Verification) -> dict[str, Any]:
     """What came of comparing a run with a backend."""
-    return asdict(one)
+    return {
+        "run_id": one.run_id,
+        "backend": one.backend,
+        "outcome": one.outcome,
+        "reason": one.reason,
+        "compared": one.compared,
+        "undelivered": one.undelivered,
+        "counts": dict(one.counts),
+        "findings": [asdict(finding) for finding in one.findings],
+        "explained": dict(one.explained),
+        "not_compared": one.not_compared,
+    }

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,22 @@ def test_sync_completes_a_copy_at_its_own_place(stage: Stage) -> None:
     assert all(sync(copy.runs))
     assert "mine" in places(stage, "other")
     assert not (stage.path / "runs").exists()
+
+
+def test_a_copy_is_not_gone_on_with_at_another_server_whose_address_is_in_a_secret(stage: Stage) -> None:
+    pytest.importorskip("neptune")
+    run = recorded(stage)
+    tokens = [b64encode(f'{{"api_address": "http://127.0.0.1:{port}"}}'.encode()).decode() for port in (1, 2)]
+    first, second = ({"project": "people/digits", "api_token": token} for token in tokens)
+    copy = prepare_copy(run, "neptune", first)
+    assert prepare_copy(run, "neptune", first).runs[0].path == copy.runs[0].path
+    with pytest.raises(SettingsError, match="--again"):
+        prepare_copy(run, "neptune", second)
+    other = prepare_copy(run, "neptune", second, again=True)
+    assert other.runs[0].path != copy.runs[0].path
+    for path in run.path.rglob("*"):
+        if path.is_file():
+            assert not any(token.encode() in path.read_bytes() for token in tokens), path
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(stage: Stage) -> None:

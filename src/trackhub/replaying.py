@@ -18,6 +18,7 @@ looked at and verified.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ def prepare_copy(
     kind = plugins.find_backend(backend)
     full = options_for(run, backend, given)
     stored = settings.storable_options(kind.Options.model_validate(full))
+    mark = _mark(full, stored)
     family = _family(run)
     root = run.path / FOLDER
     root.mkdir(mode=0o700, exist_ok=True)
@@ -100,6 +102,7 @@ def prepare_copy(
         matching = [] if again else [one for one in earlier if _is_for(earlier[one], run, backend, stored, same_id)]
         # One that was never laid out to its end was never delivered, either.
         unfinished = [number for number, place in earlier.items() if _top(place, run) is None]
+        _refuse_other_secrets(_top(earlier[matching[-1]], run) if matching else None, mark)
         number = (matching or unfinished or [max(earlier, default=0) + 1])[-1]
         place = root / f"{backend}-{number}"
         top = _top(place, run)
@@ -109,7 +112,7 @@ def prepare_copy(
             number += any(one.cursor(backend).position for one in family)
             suffix = "" if same_id or number == 1 else f"-copy{number}"
         # The run itself last: it is what tells that the copy is whole.
-        copies = [_lay_out(place, one, run, suffix, backend, stored) for one in reversed(family)]
+        copies = [_lay_out(place, one, run, suffix, backend, stored, mark) for one in reversed(family)]
     copies.reverse()
     return Copy(copies, dict(given), all(_is_complete(one, backend) for one in copies))
 
@@ -126,7 +129,7 @@ def _family(run: RunDirectory) -> list[RunDirectory]:
 
 
 def _lay_out(
-    place: Path, run: RunDirectory, top: RunDirectory, suffix: str, backend: str, stored: dict[str, Any]
+    place: Path, run: RunDirectory, top: RunDirectory, suffix: str, backend: str, stored: dict[str, Any], mark: str
 ) -> RunDirectory:
     manifest = run.manifest
     is_top = manifest.id == top.manifest.id
@@ -148,6 +151,7 @@ def _lay_out(
             backends={backend: stored},
             in_process=[],
             copy_of=manifest.id,
+            copy_mark=mark,
         ),
     )
 
@@ -180,6 +184,26 @@ def _is_for(place: Path, run: RunDirectory, backend: str, stored: Mapping[str, A
         return False
     found: Manifest = top.manifest
     return found.backends == {backend: stored} and (not same_id or found.id == run.manifest.id)
+
+
+def _mark(full: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """16 bits that differ, most likely, where secrets do: a server's address may be in them, and they are not stored.
+
+    Sixteen and no more, so that nobody can find a password by trying.
+    """
+    if full == stored:
+        return ""
+    return hashlib.sha256(json.dumps(full, sort_keys=True, default=str).encode()).hexdigest()[:4]
+
+
+def _refuse_other_secrets(copy: RunDirectory | None, mark: str) -> None:
+    """Gone on with at another server, a copy would be written into whatever has its id there."""
+    if copy is not None and copy.manifest.copy_mark != mark:
+        raise SettingsError(
+            f"there is a copy with these options that was made with other secrets: {copy.path}. If it belongs to another "
+            f"server, make another one with --again; if the token or password has changed, complete it with: "
+            f"trackhub sync {copy.path}"
+        )
 
 
 def _is_complete(run: RunDirectory, backend: str) -> bool:

@@ -200,8 +200,8 @@ def _refuse_other_secrets(copy: RunDirectory | None, mark: str) -> None:
     """Gone on with at another server, a copy would be written into whatever has its id there."""
     if copy is not None and copy.manifest.copy_mark != mark:
         raise SettingsError(
-            f"there is a copy with these options that was made with other secrets: {copy.path}. If it belongs to another "
-            f"server, make another one with --again; if the token or password has changed, complete it with: "
+            f"there is a copy with these options that was made with other secrets: {copy.path}. If they are of another "
+            f"server, make another copy with --again; if the token or password was changed, complete it with: "
             f"trackhub sync {copy.path}"
         )
 

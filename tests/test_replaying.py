@@ -158,6 +158,9 @@ def test_a_copy_whose_laying_out_was_cut_short_is_laid_out_to_its_end(stage: Sta
     assert [one.path for one in second.runs] == [one.path for one in first.runs]
     assert all(one.exists for one in second.runs)
     assert not second.was_complete
+    for path in (run.path / "replays").rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            assert path.stat().st_mode & 0o777 == 0o700, f"{path} can be read by others"
 
 
 def test_what_the_run_logs_later_comes_to_the_copy_too(stage: Stage) -> None:

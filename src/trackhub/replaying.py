@@ -111,6 +111,7 @@ def prepare_copy(
         else:
             number += any(one.cursor(backend).position for one in family)
             suffix = "" if same_id or number == 1 else f"-copy{number}"
+        place.mkdir(mode=0o700, exist_ok=True)
         # The run itself last: it is what tells that the copy is whole.
         copies = [_lay_out(place, one, run, suffix, backend, stored, mark) for one in reversed(family)]
     copies.reverse()
@@ -136,7 +137,7 @@ def _lay_out(
     copy = RunDirectory(place / _copy_id(manifest.id, suffix))
     if copy.exists:
         return copy
-    copy.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    copy.path.mkdir(mode=0o700, exist_ok=True)
     for source in (run.journal, run.blobs):
         link = copy.path / source.name
         if not link.is_symlink():

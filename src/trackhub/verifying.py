@@ -710,6 +710,6 @@ def verify_all(runs: Iterable[RunDirectory], backends: Collection[str] | None) -
         for name in run.backends if backends is None else backends:
             try:
                 found.append(verify(run, name))
-            except TrackhubError as error:
+            except (TrackhubError, OSError) as error:
                 found.append(Verification(run.manifest.id, name, "not available", str(error)))
     return found

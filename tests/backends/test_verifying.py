@@ -377,6 +377,35 @@ def test_metrics_are_compared_group_by_group(place: Place, monkeypatch: pytest.M
     assert findings(place) == [("missing point", "loss", 7)]
 
 
+def test_what_others_write_into_a_joined_run_is_told_and_no_difference(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("theirs", artifact_location=(tmp_path / "mlruns").as_uri())
+    theirs = client.create_run(experiment).info.run_id
+
+    class Joined(Mlflow):
+        def options(self, directory: Path) -> Mapping[str, Any]:
+            return {**super().options(directory), "run_id": theirs}
+
+    place = delivered(Joined(tmp_path))
+    client.log_metric(theirs, "foreign", 1.0, step=0)
+    client.log_metric(theirs, "loss", 99.0, step=3)
+    client.log_param(theirs, "foreign", "1")
+    client.log_text(theirs, "foreign", "foreign.txt")
+    found = place.verified()
+    assert [str(one) for one in found.findings] == []
+    told = {text: count for text, count in found.explained.items() if "of others" in text}
+    assert told == {
+        "metrics of others in the same run": 1,
+        "points of others in the same run": 1,
+        "params of others in the same run": 1,
+        "files of others in the same run": 1,
+    }
+    place.points(lambda stored: stored.remove(next(one for one in stored if one[0] == 7)))
+    assert findings(place) == [("missing point", "loss", 7)], "ours must be there all the same"
+
+
 def test_what_is_not_delivered_yet_may_be_there_or_not(tmp_path: Path) -> None:
     place = TensorBoard(tmp_path)
     place.run.log(*[samples.metrics(step, loss=float(step)) for step in range(10)])

@@ -16,6 +16,7 @@ PUBLIC_NAMES = {
     "BackendError",
     "BackendOptions",
     "BackendUnavailable",
+    "CannotReadBack",
     "DeliveryReport",
     "JournalError",
     "MissingPackageError",

@@ -105,6 +105,24 @@ def test_an_unknown_backend_is_refused_before_anything_is_started(stage: Stage) 
     assert not any(run.cursor("tensorboard").holders.owner for run in stage.runs())
 
 
+def test_a_run_that_cannot_be_delivered_stops_no_other(stage: Stage) -> None:
+    stage.run('import trackhub; trackhub.init(mode="offline", backends=["lines"], run_id="bad")')
+    manifest = stage.root / "bad" / "run.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("lines", "gone"), encoding="utf-8")
+    stage.run(OFFLINE.replace('["tensorboard", "lines"]', '["gone", "lines"]'.replace("gone", "metrics_only")))
+    for path in stage.root.glob("*/run.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace("metrics_only", "gone"), encoding="utf-8")
+    with pytest.raises(UnknownBackendError):
+        sync(stage.runs())
+    assert not stage.lines.exists(), "without somebody to tell, nothing is begun"
+    problems: list[str] = []
+    reports = {report.run_id: report for report in sync(stage.runs(), on_problem=problems.append)}
+    assert sorted(steps_in(stage.lines)) == list(range(300)), "neither of other runs nor to other backends"
+    assert len(problems) == 3
+    assert all("cannot be delivered to gone: no backend is called 'gone'" in problem for problem in problems)
+    assert not any(report.complete for report in reports.values())
+
+
 def test_an_unavailable_backend_is_given_up_after_some_patience_for_the_whole_family(stage: Stage) -> None:
     stage.run(OFFLINE.replace('"lines"', '"unavailable"'))
     before = time.monotonic()

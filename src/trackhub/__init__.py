@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trackhub.errors import (
         BackendError,
         BackendUnavailable,
+        CannotReadBack,
         JournalError,
         MissingPackageError,
         NoActiveRunError,
@@ -40,6 +41,7 @@ _HOMES = {
     "errors": (
         "BackendError",
         "BackendUnavailable",
+        "CannotReadBack",
         "JournalError",
         "MissingPackageError",
         "NoActiveRunError",
@@ -58,6 +60,7 @@ __all__ = [
     "BackendError",
     "BackendOptions",
     "BackendUnavailable",
+    "CannotReadBack",
     "DeliveryReport",
     "JournalError",
     "MissingPackageError",

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import pluggy
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from trackhub.errors import CannotReadBack
+from trackhub.readback import ReadBack
 from trackhub.records import (
     ArtifactLogged,
     ConfusionMatrixLogged,
@@ -239,6 +241,25 @@ class Backend(ABC):
 
     def disconnect(self) -> None:
         """Let go of connections and files without ending the run. Always called last; must not raise."""
+
+    def read_back(self, run: RunInfo, state: Mapping[str, Any]) -> ReadBack:
+        """Look at what the vendor holds of a run, for `trackhub verify`. Optional; called instead of `open`.
+
+        Nothing may be created or changed at the vendor.
+
+        Args:
+            run: The run.
+            state: What `open` and `checkpoint` gave to remember.
+
+        Returns:
+            What is there. `disconnect` is called when it has been read.
+
+        Raises:
+            StateLost: The run is not there any more.
+            CannotReadBack: This vendor, or these options, give nothing back; the message says why.
+            BackendUnavailable: It cannot be reached.
+        """
+        raise CannotReadBack(f"backend {self.name!r} has no read_back()")
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Step metrics."""

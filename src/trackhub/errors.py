@@ -14,6 +14,7 @@ Kept apart so that each layer, from a plugin to the command line, can name an er
         +-- BackendUnavailable          not now: the delivery keeps its place and tries again
         +-- RecordRejected              never: the delivery sets that record aside and goes on
         +-- StateLost                   what was delivered is gone: the delivery starts over from the first record
+        +-- CannotReadBack              what was delivered cannot be read back: there is nothing to verify it with
 
 A value that cannot be logged raises a plain TypeError or ValueError at the call.
 """
@@ -77,3 +78,7 @@ class RecordRejected(BackendError):
 
 class StateLost(BackendError):
     """What the backend was given before is no longer there. The delivery starts over from the journal's beginning."""
+
+
+class CannotReadBack(BackendError):
+    """What the backend was given cannot be read back, whether it is there or not. The message says why."""

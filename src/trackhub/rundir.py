@@ -43,6 +43,8 @@ class Manifest(msgspec.Struct, frozen=True):
         working_directory: Where the training process was started.
         version: Of the trackhub that created the run.
         reserved_params: Names of params that the place where the run takes place logs by itself.
+        copy_of: The run that this one is a copy of, made by `trackhub replay`.
+        copy_mark: Tells whether a copy was made with the same secrets; too short to tell anything else of them.
     """
 
     id: str
@@ -56,6 +58,8 @@ class Manifest(msgspec.Struct, frozen=True):
     format: int = FORMAT_VERSION
     in_process: list[str] = []
     reserved_params: list[str] = []
+    copy_of: str | None = None
+    copy_mark: str = ""
 
 
 def new_run_id() -> str:

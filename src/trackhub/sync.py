@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,16 @@ def with_families(runs: Iterable[RunDirectory]) -> list[RunDirectory]:
     return list(family.values())
 
 
-def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
+def options_for(run: RunDirectory, backend: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The options to deliver a stored run with: as it was started, with secrets and overrides from the environment.
 
-    A `TRACKHUB_<BACKEND>_<OPTION>` variable wins over what is stored; the vendor's own variables and the settings file
-    fill in what is not.
+    A `TRACKHUB_<BACKEND>_<OPTION>` variable wins over what is stored, unless the run is a copy made for one place; the
+    vendor's own variables and the settings file fill in what is not.
+
+    Args:
+        run: The run.
+        backend: The backend's name.
+        given: Options that win over everything.
 
     Raises:
         SettingsError: The backend is unknown, an option is not accepted, a package is missing, or only the training
@@ -65,9 +70,11 @@ def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
     stored = {
         name: value
         for name, value in run.manifest.backends.get(backend, {}).items()
-        if name in kind.Options.model_fields and not settings.option_variable_is_set(backend, name)
+        if name in kind.Options.model_fields
+        and (run.manifest.copy_of is not None or not settings.option_variable_is_set(backend, name))
     }
-    options, _ = settings.backend_options(backend, kind.Options, stored, loaded.tables.get(backend, {}), loaded.file)
+    arguments = {**stored, **(given or {})}
+    options, _ = settings.backend_options(backend, kind.Options, arguments, loaded.tables.get(backend, {}), loaded.file)
     options = processing.resolved(kind, options, directory)
     kind.check(options)
     return settings.full_options(options)
@@ -78,6 +85,8 @@ def sync(
     to: Sequence[str] | None = None,
     timeout_seconds: float = float("inf"),
     patience_seconds: float = 30.0,
+    on_problem: Callable[[str], None] | None = None,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[DeliveryReport]:
     """Deliver runs, and wait until everything has arrived or will not for now.
 
@@ -86,16 +95,30 @@ def sync(
         to: Backends to deliver to; default: those each run was given to.
         timeout_seconds: How long to wait at most.
         patience_seconds: How long a backend may be unavailable before it is given up for now.
+        on_problem: Told of a delivery that cannot be begun; the others go on. Default: it raises, before any begins.
+        given: Backend -> options that win over those of the runs.
 
     Returns:
         A report for each run, parents first.
 
     Raises:
-        SettingsError: A backend is unknown, an option is not accepted, or a package is missing.
+        SettingsError: A backend in `to` is unknown; without `on_problem` also: one of a run is, an option is not
+            accepted, or a package is missing.
     """
+    for name in to or ():
+        plugins.find_backend(name)
     family = with_families(runs)
-    work = [(run, name) for run in family for name in (to if to is not None else run.deliverable)]
-    options = {(run.path, name): options_for(run, name) for run, name in work}
+    options: dict[tuple[Path, str], dict[str, Any]] = {}
+    work = []
+    for run in family:
+        for name in to if to is not None else run.deliverable:
+            try:
+                options[run.path, name] = options_for(run, name, (given or {}).get(name))
+                work.append((run, name))
+            except TrackhubError as error:
+                if on_problem is None:
+                    raise
+                on_problem(f"run {run.manifest.id} cannot be delivered to {name}: {error}")
     # What another process tries in vain to deliver is ours to try now.
     for run, name in work:
         _ask_to_hand_over(run, name)
@@ -132,25 +155,18 @@ def follow(
     """
     host = Host()
     taken: dict[Path, _Taken] = {}
-    refused: set[Path] = set()
     try:
         while True:
             stopping = until()
             for run in runs_in(root):
-                if run.path in refused:
-                    continue
-                try:
-                    _take_up(host, taken.setdefault(run.path, _Taken(run)), to)
-                except TrackhubError as error:
-                    refused.add(run.path)
-                    on_problem(f"run {run.path.name} cannot be delivered: {error}")
+                _take_up(host, taken.setdefault(run.path, _Taken(run)), to, on_problem)
             for one in taken.values():
                 _forget_what_is_complete(host, one)
             host.keep_alive()
             if stopping:
                 break
             time.sleep(FOLLOW_INTERVAL_SECONDS)
-        kept = [one for path, one in taken.items() if path not in refused and one.run.exists]
+        kept = [one for one in taken.values() if one.run.exists]
         wait_for_deliveries(host, [Awaited(one.run, name) for one in kept for name in one.backends(to)], grace_seconds)
     finally:
         host.stop(STOP_SECONDS)
@@ -165,17 +181,19 @@ class _Taken:
         run: The run.
         changed_ns: When its journal directory had last changed: later, another process has begun to write the run.
         delivering: The backends it is on its way to.
+        refused: Those it cannot be delivered to.
     """
 
     run: RunDirectory
     changed_ns: int = 0
     delivering: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
 
     def backends(self, to: Sequence[str] | None) -> list[str]:
-        return list(to) if to is not None else self.run.deliverable
+        return [name for name in (to if to is not None else self.run.deliverable) if name not in self.refused]
 
 
-def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None) -> None:
+def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None, on_problem: Callable[[str], None]) -> None:
     """Have a run delivered if it is new, or if a process has begun to write it since."""
     run = taken.run
     try:
@@ -184,11 +202,17 @@ def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None) -> None:
         return
     if changed_ns == taken.changed_ns:
         return
-    options = {name: options_for(run, name) for name in taken.backends(to)}
     taken.changed_ns = changed_ns
-    for name in options:
-        if not (run.cursor(name).closed and not run.remaining(run.cursor(name))):
-            host.deliver(run, {name: options[name]})
+    for name in taken.backends(to):
+        try:
+            options = options_for(run, name)
+            complete = run.cursor(name).closed and not run.remaining(run.cursor(name))
+        except TrackhubError as error:
+            taken.refused.add(name)
+            on_problem(f"run {run.path.name} cannot be delivered to {name}: {error}")
+            continue
+        if not complete:
+            host.deliver(run, {name: options})
             taken.delivering.add(name)
 
 

@@ -418,6 +418,12 @@ class NeptuneServer:
     def _get_bool_attribute(self, query: dict[str, str], *_: Any) -> Any:
         return self._atom("bool", query)
 
+    def _get_file_attribute(self, query: dict[str, str], *_: Any) -> Any:
+        found = self._find(query["experimentId"]).fields.get(query["attribute"])
+        if found is None or found.type != "file":
+            raise _Refused(404, {"title": "no such attribute"})
+        return {"name": query["attribute"], "ext": found.extension, "size": len(found.value)}
+
     def _values(self, query: dict[str, str]) -> Any:
         found = self._find(query["experimentId"]).fields.get(query["attribute"])
         if found is None or not found.type.endswith("Series"):
@@ -736,6 +742,7 @@ _LEADERBOARD = [
     _entry("getFloatAttribute", f"{_ROOT}/float", "Value", *_OF_FIELD),
     _entry("getIntAttribute", f"{_ROOT}/int", "Value", *_OF_FIELD),
     _entry("getBoolAttribute", f"{_ROOT}/bool", "Value", *_OF_FIELD),
+    _entry("getFileAttribute", f"{_ROOT}/file/info", "File", *_OF_FIELD),
     _entry("getFloatSeriesValues", f"{_ROOT}/floats", "Points", *_OF_FIELD, "limit", "offset"),
     _entry("getStringSeriesValues", f"{_ROOT}/strings", "Points", *_OF_FIELD, "limit", "offset"),
     _entry("getImageSeriesValues", f"{_ROOT}/images", "Points", *_OF_FIELD, "limit", "offset"),
@@ -784,6 +791,7 @@ _DEFINITIONS = {
         **_texts("id", "shortId", "organizationName", "projectName", "type"), trashed={"type": "boolean"}
     ),
     "Value": _object(value=_ANYTHING),
+    "File": _object(**_texts("name", "ext"), size={"type": "integer"}),
     "Last": _object(last=_ANYTHING),
     "Values": _object(values={"type": "array", "items": {"type": "string"}}),
     "Attribute": _object(

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from trackhub.rundir import Manifest, RunDirectory
 
 INCOMPLETE = 1
-"""Exit code: something is not delivered or not imported, or the doctor found a problem."""
+"""Exit code: something is not delivered, not imported or not as it was logged, or the doctor found a problem."""
 
 WRONG = 2
 """Exit code: what was asked for cannot be done; standard error says why."""
+
+UNVERIFIED = 3
+"""Exit code: nothing is known to be wrong, but not everything could be compared."""
 
 
 class _Group(TyperGroup):
@@ -250,6 +253,97 @@ def _follow(which: list[str], to: list[str] | None, grace: float, directory: Pat
     )
     if not all(reports):
         raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def replay(
+    run: _Run,
+    to: Annotated[str, typer.Option(metavar="BACKEND", help="Where to: any installed backend.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the backend, for this copy (may be repeated)."),
+    ] = None,
+    same_id: Annotated[
+        bool,
+        typer.Option(
+            "--same-id", help="Give the copy the run's own id, also if the backend has had the run: for another server."
+        ),
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Make a further copy, though there is one with the same options.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="How long to deliver at most.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How long to try a backend that is unavailable.")
+    ] = 30.0,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Deliver a whole run, with its child runs, once more: as a new run at any backend. Given again, it goes on.
+
+    Exit code 0 if the copy is complete, 1 if something is left.
+    """
+    from trackhub.cli.completing import terminating_cleanly
+    from trackhub.cli.finding import find_run, place_of
+    from trackhub.replaying import given_options, prepare_copy
+    from trackhub.sync import sync as deliver
+
+    found = find_run(run, place_of(directory))
+    copy = prepare_copy(found, to, given_options(option or []), same_id=same_id, again=again)
+    with terminating_cleanly():
+        reports = deliver(
+            copy.runs, [to], float("inf") if timeout is None else timeout, patience, given={to: copy.options}
+        )
+    by_id = {one.manifest.id: one.manifest for one in copy.runs}
+    _print_reports([(by_id[report.run_id], report) for report in reports], as_json=as_json, all_of_them=True)
+    if not all(reports):
+        _say("not everything is delivered; the same command goes on with it")
+        raise typer.Exit(INCOMPLETE)
+    if not as_json:
+        already = "was made before (another one: --again)" if copy.was_complete else "is complete"
+        typer.echo(f"the copy {already}; look at it with: trackhub status {shlex.quote(str(copy.runs[0].path))}")
+
+
+@app.command()
+def verify(
+    run: _Run,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at", metavar="BACKEND", help="Look at this backend (may be repeated); default: at those of the run."
+        ),
+    ] = None,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Read a run and its child runs back from their backends, and compare with the journal point by point.
+
+    Exit code 0 if all is there and no more, 1 if anything differs or is not delivered, 3 if nothing differs but a
+    backend could not be read back.
+    """
+    from trackhub.cli.finding import find_run, place_of
+    from trackhub.sync import with_families
+    from trackhub.verifying import verify_all
+
+    found = find_run(run, place_of(directory))
+    chosen = _with_descendants(found, with_families([found]))
+    results = verify_all(chosen, [name for text in at for name in text.split(",")] if at else None)
+    if as_json:
+        from trackhub.cli.plainly import plain_verification
+
+        _put_json([plain_verification(one) for one in results])
+    elif results:
+        from trackhub.cli.printing import Printer, print_verifications
+
+        print_verifications(Printer(), results)
+    else:
+        _say(f"run {found.manifest.id} was given to no backend: there is nothing to compare it with")
+    if any(one.outcome in ("differs", "not delivered") for one in results):
+        raise typer.Exit(INCOMPLETE)
+    if not results or not all(results):
+        raise typer.Exit(UNVERIFIED)
 
 
 @app.command()

@@ -10,12 +10,10 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
 from trackhub.cli.finding import sync_command
 from trackhub.cli.overview import Overview, overview
-from trackhub.errors import TrackhubError
 from trackhub.report import DeliveryReport
 from trackhub.rundir import Manifest, RunDirectory
 
@@ -69,49 +67,14 @@ def complete(
     if not unfinished:
         return result
     # Imported late: looking whether there is anything to do needs none of it.
-    from trackhub.plugins import find_backend
     from trackhub.sync import sync, with_families
 
-    for name in to or ():
-        find_backend(name)
-    groups = _by_backends(unfinished, to, result)
-    if groups:
-        tried: dict[Path, tuple[RunDirectory, list[str] | None]] = {}
-        for names, group in groups.items():
-            # Where every backend of a run can be delivered to, its family is delivered to all of theirs.
-            all_of_them = to is None and all(list(names) == one.run.deliverable for one in group)
-            chosen = None if all_of_them else list(names)
-            sync([one.run for one in group], chosen, timeout_seconds, patience_seconds)
-            for run in with_families([one.run for one in group]):
-                tried.setdefault(run.path.absolute(), (run, chosen))
-        for run, chosen in tried.values():
-            now = overview(run, to if to is not None else chosen)
-            result.reports.append((now.manifest, now.report(sync_command(run))))
-    known = {manifest.id for manifest, _ in result.reports}
-    for one in unfinished:
-        if one.manifest.id not in known:
-            result.reports.append((one.manifest, one.report(sync_command(one.run))))
+    tried = with_families([one.run for one in unfinished])
+    sync([one.run for one in unfinished], to, timeout_seconds, patience_seconds, result.refused.append)
+    for run in tried:
+        now = overview(run, to)
+        result.reports.append((now.manifest, now.report(sync_command(run))))
     return result
-
-
-def _by_backends(
-    runs: Sequence[Overview], to: Sequence[str] | None, result: Completion
-) -> dict[tuple[str, ...], list[Overview]]:
-    """Runs grouped by the backends they can be delivered to; why others cannot is put into the result."""
-    from trackhub.sync import options_for
-
-    groups: dict[tuple[str, ...], list[Overview]] = {}
-    for one in runs:
-        possible = []
-        for name in to if to is not None else one.run.deliverable:
-            try:
-                options_for(one.run, name)
-                possible.append(name)
-            except TrackhubError as error:
-                result.refused.append(f"run {one.manifest.id} cannot be delivered to {name}: {error}")
-        if possible:
-            groups.setdefault(tuple(possible), []).append(one)
-    return groups
 
 
 class Stop:

@@ -21,6 +21,7 @@ from trackhub.importing import Imported
 from trackhub.readout import WORDS, Readout
 from trackhub.records import Deliverable, MetricsLogged, Record, RunEnded, StoredFile
 from trackhub.report import BackendStanding, DeliveryReport
+from trackhub.verifying import Verification
 
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
@@ -184,4 +185,20 @@ def plain_import(one: Imported) -> dict[str, Any]:
         "imported": None if note is None else iso_time(note.imported_ns),
         "counts": {} if note is None else note.counts,
         "findings": [] if note is None else [msgspec.structs.asdict(finding) for finding in note.findings],
+    }
+
+
+def plain_verification(one: Verification) -> dict[str, Any]:
+    """What came of comparing a run with a backend."""
+    return {
+        "run_id": one.run_id,
+        "backend": one.backend,
+        "outcome": one.outcome,
+        "reason": one.reason,
+        "compared": one.compared,
+        "undelivered": one.undelivered,
+        "counts": dict(one.counts),
+        "findings": [asdict(finding) for finding in one.findings],
+        "explained": dict(one.explained),
+        "not_compared": one.not_compared,
     }

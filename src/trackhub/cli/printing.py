@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trackhub.readout import MetricSummary, Readout, ValueSummary
     from trackhub.report import BackendStanding, DeliveryReport
     from trackhub.rundir import Manifest, RunDirectory
+    from trackhub.verifying import Verification
 
 WIDE_COLUMNS = 116
 """From this width on there is room for everything about a run on one line."""
@@ -373,3 +374,43 @@ def _print_values(printer: Printer, values: Sequence[Value]) -> None:
         where = "" if one.source == "default" else f"from {one.source}"
         table.add_row(_cell(one.name), _cell(one.value or "-"), _cell(where or "default", "dim"))
     printer.table(table, indent=2)
+
+
+# --- verify
+
+_SHOWN_FINDINGS = 20
+_COMPARED = {"items": "files and others"}
+_VERDICTS = {
+    "agrees": ("✓", "green", "all is there, and no more"),
+    "differs": ("✗", "red", "not as it was logged"),
+    "not delivered": ("✗", "red", "not delivered"),
+    "cannot be read back": ("!", "yellow", "cannot be read back"),
+    "not available": ("!", "yellow", "could not be compared"),
+}
+
+
+def print_verifications(printer: Printer, results: Sequence[Verification]) -> None:
+    """Print what came of comparing runs with their backends."""
+    last = None
+    for one in results:
+        if one.run_id != last:
+            printer.line(f"run {one.run_id}", style="bold")
+            last = one.run_id
+        mark, style, words = _VERDICTS[one.outcome]
+        compared = ", ".join(f"{_COMPARED.get(what, what)} {count:,}" for what, count in one.compared.items() if count)
+        reason = f": {one.reason}" if one.reason else ""
+        printer.sentence(Text(legible(f"{mark} {one.backend}: {words}{reason}"), style=style), indent=2)
+        if compared:
+            printer.sentence(f"compared: {compared}", indent=4)
+        for finding in one.findings[:_SHOWN_FINDINGS]:
+            printer.sentence(str(finding), indent=4, style="red")
+        shown = sum(finding.count for finding in one.findings[:_SHOWN_FINDINGS])
+        if one.counts.total() > shown:
+            totals = ", ".join(f"{kind} {count:,}" for kind, count in one.counts.items())
+            printer.sentence(f"and more; in all: {totals} (--json lists them)", indent=4, style="red")
+        for what, count in one.explained.items():
+            printer.sentence(f"explained: {count:,} {what}", indent=4)
+        for what in one.not_compared:
+            printer.sentence(f"not compared: {what}", indent=4)
+        if one.undelivered and one.outcome in ("agrees", "differs"):
+            printer.sentence(f"{one.undelivered:,} records are not delivered yet", indent=4)

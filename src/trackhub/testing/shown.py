@@ -6,15 +6,11 @@ Apart from the suite because readers, `MemoryBackend` and `recorded` all speak i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from trackhub.readback import Point
 
-class Point(NamedTuple):
-    """One value of a metric; the time is None where the vendor does not keep it."""
-
-    step: int
-    value: float
-    time_ns: int | None = None
+__all__ = ["Point", "Shown"]
 
 
 @dataclass

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, BinaryIO
@@ -25,7 +26,8 @@ from trackhub import (
     StateLost,
     hookimpl,
 )
-from trackhub.records import ArtifactLogged, EndStatus, MetricsLogged, ParamsLogged, TagsSet
+from trackhub.readback import Item, Point, ReadBack
+from trackhub.records import ArtifactLogged, Deliverable, EndStatus, MetricsLogged, ParamsLogged, TagsSet
 
 # What a disk says of one name, whenever it is asked; other errors pass: it is full, it is not mounted.
 NEVER = {errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -81,6 +83,13 @@ class CsvBackend(Backend):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def read_back(self, run: RunInfo, state: Mapping[str, Any]) -> ReadBack:  # noqa: ARG002 (needs no state)
+        """Look at the run's directory, for `trackhub verify`."""
+        folder = Path(self.options.directory) / run.id
+        if not folder.is_dir():
+            raise StateLost(f"there is no directory {folder}")
+        return CsvReadBack(folder, run)
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Metrics: a line for each value."""
@@ -142,14 +151,10 @@ class CsvBackend(Backend):
 
     def _strict(self, key: str, value: Any) -> Any:
         """A value as strict JSON has it: without NaN and infinities."""
-        if isinstance(value, float) and not math.isfinite(value):
-            self.notes.add("not finite", key, f"written as the text {str(value)!r}")
-            return str(value)
-        if isinstance(value, list):
-            return [self._strict(key, one) for one in value]
-        if isinstance(value, dict):
-            return {name: self._strict(key, one) for name, one in value.items()}
-        return value
+        finite = _finite(value)
+        if finite != value:
+            self.notes.add("not finite", key, "NaN and infinities are written as texts")
+        return finite
 
     def _write_status(self, status: str) -> None:
         run = self._run
@@ -168,6 +173,69 @@ class CsvBackend(Backend):
             if name and error.errno in NEVER:
                 raise RecordRejected(f"{name!r} cannot be written: {error.strerror}") from error
             raise BackendUnavailable(f"{self._folder} cannot be written: {error.strerror}") from error
+
+
+class CsvReadBack(ReadBack):
+    """One run's directory. What was logged is found as it was, so that nothing has to be said about what should be."""
+
+    def __init__(self, folder: Path, run: RunInfo) -> None:
+        self._folder = folder
+        self._run = run
+        self.status = json.loads((folder / "run.json").read_bytes())["status"]
+        self.params = self._read("params.json")
+        self.tags = self._read("tags.json")
+
+    def metric_names(self) -> Iterable[str]:
+        """The names in the CSV file."""
+        return dict.fromkeys(name for name, _ in self._lines())
+
+    def points(self, names: Collection[str]) -> Iterator[tuple[str, Point]]:
+        """The lines of these metrics."""
+        return ((name, point) for name, point in self._lines() if name in names)
+
+    def items(self) -> Iterator[Item]:
+        """The artifacts."""
+        yield from _files("", self._folder / "artifacts")
+
+    def items_for(self, record: Deliverable) -> list[Item] | None:
+        """The files of an artifact; None if they are gone from the run directory."""
+        if not isinstance(record, ArtifactLogged):
+            return []
+        source = self._run.path_of(record.file)
+        return list(_files(record.name, source)) if source.exists() else None
+
+    def param(self, name: str, value: Any) -> tuple[str, Any] | None:
+        """A param as strict JSON has it."""
+        return name, _finite(value)
+
+    def _lines(self) -> Iterator[tuple[str, Point]]:
+        with (self._folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                yield line["name"], Point(int(line["step"]), float(line["value"]), int(line["time_ns"]))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self._folder / name
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+
+
+def _files(name: str, path: Path) -> Iterator[Item]:
+    """A file, or all files of a directory, with what tells whether they are the same."""
+    for one in [path] if path.is_file() else sorted(path.rglob("*")):
+        if one.is_file():
+            where = PurePosixPath(name, one.relative_to(path).as_posix()).as_posix()
+            with one.open("rb") as file:
+                yield Item(where, one.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _finite(value: Any) -> Any:
+    """A value without NaN and infinities, which are texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return value
 
 
 def _replace(path: Path, values: Mapping[str, Any]) -> None:

@@ -24,9 +24,10 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field
 
 from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, VendorVariable, hookimpl
-from trackhub.backends.mlflow.artifacts import RunArtifacts, thumbnail
+from trackhub.backends.mlflow.artifacts import RunArtifacts, path_of_only_file, thumbnail
 from trackhub.backends.mlflow.errors import Translated
 from trackhub.backends.mlflow.names import is_shortened, to_artifact_path, to_image_key, to_mlflow_key, to_model_name
+from trackhub.backends.mlflow.reading import MlflowReadBack
 from trackhub.backends.mlflow.uris import (
     DATABASES,
     DEFAULT_URI,
@@ -37,9 +38,11 @@ from trackhub.backends.mlflow.uris import (
     sqlite_path,
     without_credentials,
 )
-from trackhub.errors import BackendUnavailable, MissingPackageError, RecordRejected
+from trackhub.errors import BackendUnavailable, MissingPackageError, RecordRejected, StateLost
+from trackhub.readback import ReadBack
 from trackhub.records import (
     ArtifactLogged,
+    Deliverable,
     EndStatus,
     FigureLogged,
     HtmlLogged,
@@ -47,6 +50,7 @@ from trackhub.records import (
     MetricsLogged,
     ModelLogged,
     ParamsLogged,
+    Record,
     StepValueLogged,
     TableLogged,
     TagsSet,
@@ -58,6 +62,12 @@ _OUR_TAGS = frozenset({_RUN_TAG, "trackhub.version"})
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _STATUSES: Mapping[EndStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _FIGURE_SUFFIXES = {"image/png": ".png", "text/html": ".html", "image/svg+xml": ".svg"}
+_FOLDERS: Mapping[type[Record], tuple[str, Callable[[StepValueLogged], str]]] = {
+    TextLogged: ("text", lambda _: ".txt"),
+    HtmlLogged: ("html", lambda _: ".html"),
+    FigureLogged: ("figures", lambda record: _FIGURE_SUFFIXES.get(record.file.media_type, ".bin")),
+    TableLogged: ("tables", lambda _: ".json"),
+}
 _MAX_METRICS = 1000
 _MAX_PAIRS = 100
 _MAX_REQUEST_BYTES = 900_000
@@ -178,6 +188,34 @@ class MlflowBackend(Backend):
         if (engine := getattr(store, "engine", None)) is not None:
             engine.dispose()
 
+    def read_back(self, run: RunInfo, state: Mapping[str, Any]) -> ReadBack:
+        """Look at the MLflow run, and list its artifacts; nothing is downloaded.
+
+        Raises:
+            StateLost: The run or the database is gone.
+        """
+        self._run = run
+        database = sqlite_path(self._uri)
+        if database is not None and not database.exists():
+            raise StateLost(f"there is no database {database}")
+        with self._translated("read the run", may_reject=False):
+            self._connect()
+            self._joined = bool(self.options.run_id) and run.parent_remote_id is None
+            self._run_id = str(self.options.run_id if self._joined else state.get("run_id", ""))
+            if not self._run_id:
+                raise StateLost(f"no MLflow run was made at {self._where}")
+            self._artifacts = RunArtifacts(self._client, self._run_id, self.notes, self._translated)
+            return MlflowReadBack(
+                self._client,
+                self._where,
+                self._run_id,
+                self._translated,
+                self._places_of,
+                self._as_tag,
+                self._as_param,
+                is_shared=self._joined,
+            )
+
     # What is a number or a text
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
@@ -206,7 +244,7 @@ class MlflowBackend(Backend):
         for record in params:
             for key, value in record.params.items():
                 name, text = self._key(key), self._clean(key, str(value))
-                if self._joined and key in self._run.reserved_params:
+                if self._is_reserved(key):
                     # Whoever made the run logs it too, at its end; logged in another spelling, that would fail.
                     changed |= self._note_reserved(key, text)
                     continue
@@ -250,8 +288,13 @@ class MlflowBackend(Backend):
     def write_models(self, models: Sequence[ModelLogged]) -> None:
         """Upload models, each into a directory of its name, and register those that are to be."""
         for record in models:
-            source, folder = self._run.path_of(record.file), self._artifacts.path_for(record.name)
-            target = folder if record.file.is_directory else self._artifacts.path_of_only_file(folder, source.name)
+            source, folder, target = (
+                self._run.path_of(record.file),
+                self._artifacts.path_for(record.name),
+                self._model_path(record),
+            )
+            if not record.file.is_directory and target != f"{folder}/{to_artifact_path(source.name)}":
+                self.notes.add("renamed", folder[:200], f"its file is called {target} in MLflow")
             self._artifacts.put(source, target)
             if record.register_as is not None:
                 self._register_model(record, record.register_as, folder)
@@ -259,19 +302,19 @@ class MlflowBackend(Backend):
 
     def write_text(self, texts: Sequence[TextLogged]) -> None:
         """Upload texts to `text/`."""
-        self._upload_each(texts, "text", lambda _: ".txt")
+        self._upload_each(texts)
 
     def write_html(self, pages: Sequence[HtmlLogged]) -> None:
         """Upload pages to `html/`, where the UI shows them rendered."""
-        self._upload_each(pages, "html", lambda _: ".html")
+        self._upload_each(pages)
 
     def write_figures(self, figures: Sequence[FigureLogged]) -> None:
         """Upload figures to `figures/`."""
-        self._upload_each(figures, "figures", lambda record: _FIGURE_SUFFIXES.get(record.file.media_type, ".bin"))
+        self._upload_each(figures)
 
     def write_tables(self, tables: Sequence[TableLogged]) -> None:
         """Upload tables to `tables/`, and list them in the tag by which the UI's evaluation view finds tables."""
-        self._upload_each(tables, "tables", lambda _: ".json")
+        self._upload_each(tables)
         listed = list(self._tables)
         for record in tables:
             entry = {"path": self._step_path("tables", record, ".json"), "type": "table"}
@@ -291,14 +334,11 @@ class MlflowBackend(Backend):
         The grid gives up on a run that has any other file directly in `images/`, so no image may be put there plainly.
         """
         for record in images:
-            key, step, time_ms = to_image_key(record.name), record.step or 0, record.time_ns // 1_000_000
+            key = to_image_key(record.name)
             if key != record.name and record.name not in self._told_images:
                 self._told_images.add(record.name)
                 self.notes.add("renamed", record.name[:200], f"the image is called {key!r} in MLflow")
-            # The same for the same record, so that an image sent twice is there once.
-            unique = uuid.uuid5(uuid.NAMESPACE_URL, f"trackhub:{self._run.id}:{record.name}:{step}:{record.time_ns}")
-            target = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{unique}"
-            source = self._run.path_of(record.file)
+            source, target = self._run.path_of(record.file), self._image_path(record)
             small = thumbnail(source)
             self._artifacts.put(source, f"{target}.png")
             if small is None:
@@ -481,10 +521,9 @@ class MlflowBackend(Backend):
 
     # Uploading
 
-    def _upload_each(
-        self, records: Sequence[StepValueLogged], folder: str, suffix_of: Callable[[StepValueLogged], str]
-    ) -> None:
+    def _upload_each(self, records: Sequence[StepValueLogged]) -> None:
         for record in records:
+            folder, suffix_of = _FOLDERS[type(record)]
             self._artifacts.put(self._run.path_of(record.file), self._step_path(folder, record, suffix_of(record)))
         self._saw(records)
 
@@ -493,6 +532,48 @@ class MlflowBackend(Backend):
         if record.step is not None:
             return f"{folder}/{name}/step-{record.step:08d}{suffix}"
         return f"{folder}/{name}" if name.endswith(suffix) else f"{folder}/{name}{suffix}"
+
+    def _model_path(self, record: ModelLogged) -> str:
+        folder = to_artifact_path(record.name)
+        if record.file.is_directory:
+            return folder
+        return path_of_only_file(folder, to_artifact_path(Path(record.file.path).name))
+
+    def _places_of(self, record: Deliverable) -> list[tuple[str, Path]] | None:
+        """Where what a record holds is put: artifact path and local file or directory of each part."""
+        match record:
+            case ArtifactLogged():
+                paths = [to_artifact_path(record.name)]
+            case ModelLogged():
+                paths = [self._model_path(record)]
+            case ImageLogged():
+                paths = [f"{self._image_path(record)}.png"]
+            case TextLogged() | HtmlLogged() | FigureLogged() | TableLogged():
+                folder, suffix_of = _FOLDERS[type(record)]
+                paths = [self._step_path(folder, record, suffix_of(record))]
+            case _:
+                return None
+        return [(path, self._run.path_of(record.file)) for path in paths]
+
+    def _as_param(self, key: str, value: Any) -> tuple[str, str] | None:
+        """The name and text of a param; none of one that is left to whoever made the run."""
+        if self._is_reserved(key):
+            return None
+        name = to_mlflow_key(key)
+        return name, _shorten(_without_nul(str(value)), _MAX_PARAM_LENGTH, "params", name)[0]
+
+    def _as_tag(self, key: str, value: str) -> tuple[str, str]:
+        name = to_mlflow_key(key) + (".user" if key in _OUR_TAGS else "")
+        return name, _shorten(_without_nul(value), _MAX_TAG_LENGTH, "tags", name)[0]
+
+    def _is_reserved(self, key: str) -> bool:
+        return self._joined and key in self._run.reserved_params
+
+    def _image_path(self, record: ImageLogged) -> str:
+        key, step, time_ms = to_image_key(record.name), record.step or 0, record.time_ns // 1_000_000
+        # The same for the same record, so that an image sent twice is there once.
+        unique = uuid.uuid5(uuid.NAMESPACE_URL, f"trackhub:{self._run.id}:{record.name}:{step}:{record.time_ns}")
+        return f"images/{key.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{unique}"
 
     def _keep_whole(self, key: str, text: str, path: str | None) -> None:
         if path is not None:
@@ -518,7 +599,7 @@ class MlflowBackend(Backend):
     def _clean(self, key: str, text: str) -> str:
         if "\0" in text:
             self.notes.add("changed", key, "NUL characters are written as \\x00: databases refuse them")
-            text = text.replace("\0", "\\x00")
+            text = _without_nul(text)
         return text
 
     # The rest
@@ -540,6 +621,10 @@ class MlflowBackend(Backend):
     def _run_is_deleted(self) -> bool:
         with self._translated("read the run", may_reject=False):
             return bool(self._client.get_run(self._run_id).info.lifecycle_stage == "deleted")
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\\x00")
 
 
 def _digest(text: str) -> str:

@@ -19,6 +19,14 @@ from trackhub.backends.mlflow.names import to_artifact_path
 from trackhub.errors import BackendUnavailable, RecordRejected
 
 
+def path_of_only_file(folder: str, name: str) -> str:
+    """The path of the one file of a folder, which must not be called like it.
+
+    MLflow's `HttpArtifactRepository.list_artifacts` takes such a folder for the file, and shows it as empty.
+    """
+    return f"{folder}/{name}.bin" if name == folder.rpartition("/")[2] else f"{folder}/{name}"
+
+
 class RunArtifacts:
     """Uploads to one run.
 
@@ -45,15 +53,6 @@ class RunArtifacts:
             self._told.add(f"{within}{name}")
             self._notes.add("renamed", f"{within}{name}"[:200], f"the artifact is called {within}{path} in MLflow")
         return f"{within}{path}"
-
-    def path_of_only_file(self, folder: str, name: str) -> str:
-        """The path of the one file of a folder; noted if it had to be called something else."""
-        file = to_artifact_path(name)
-        if file == folder.rpartition("/")[2]:
-            # MLflow's HttpArtifactRepository.list_artifacts takes such a folder for the file, and shows it as empty.
-            file = f"{file}.bin"
-            self._notes.add("renamed", folder[:200], f"its file is called {folder}/{file} in MLflow")
-        return f"{folder}/{file}"
 
     def put(self, source: Path, target: str) -> None:
         """Upload a file, or all files of a directory, to a path in the run's artifacts."""

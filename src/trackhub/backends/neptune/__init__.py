@@ -18,13 +18,17 @@ from typing import Any, ClassVar
 from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, hookimpl
 from trackhub.backends.neptune import offline
 from trackhub.backends.neptune.appending import Appending, Picture
+from trackhub.backends.neptune.connection import Connection
 from trackhub.backends.neptune.fields import FLOATS, STRINGS
 from trackhub.backends.neptune.names import to_custom_run_id
 from trackhub.backends.neptune.options import NeptuneOptions, check, probe
+from trackhub.backends.neptune.placing import extension_of, is_in_series, is_large, stepped
+from trackhub.backends.neptune.reading import NeptuneReadBack, connect_to_read
 from trackhub.backends.neptune.session import Session
 from trackhub.backends.neptune.uploads import Uploads
 from trackhub.backends.neptune.values import ATOM_TYPES, MAX_POINT_LENGTH, MAX_TEXT_LENGTH, shortened, to_atom
-from trackhub.errors import RecordRejected, StateLost
+from trackhub.errors import CannotReadBack, RecordRejected, StateLost
+from trackhub.readback import ReadBack
 from trackhub.records import (
     ArtifactLogged,
     EndStatus,
@@ -38,10 +42,6 @@ from trackhub.records import (
     TagsSet,
     TextLogged,
 )
-
-_MAX_IMAGE_BYTES = 32 << 20
-"""The client leaves larger ones empty."""
-_FIGURE_EXTENSIONS = {"image/png": "png", "text/html": "html", "image/svg+xml": "svg"}
 
 
 class NeptuneBackend(Backend):
@@ -58,6 +58,7 @@ class NeptuneBackend(Backend):
         self._uploads: Uploads
         self._series: Appending
         self._images_changed = False
+        self._reading: Connection | None = None
 
     @classmethod
     def check(cls, options: NeptuneOptions) -> None:
@@ -111,6 +112,21 @@ class NeptuneBackend(Backend):
         session, self._session = self._session, None
         if session is not None:
             session.disconnect()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.stop()
+
+    def read_back(self, run: RunInfo, state: Mapping[str, Any]) -> ReadBack:
+        """Look at the run with a read-only client; files are not downloaded.
+
+        Raises:
+            CannotReadBack: It is an offline directory.
+            StateLost: The run is gone.
+        """
+        if self.options.mode == "offline":
+            raise CannotReadBack("an offline directory of Neptune's is a queue, which only `neptune sync` reads")
+        self._reading = connect_to_read(self.options, run, str(state.get("run_id", "")))
+        return NeptuneReadBack(self._reading, run)
 
     # What is a number or a text
 
@@ -155,7 +171,7 @@ class NeptuneBackend(Backend):
                 continue
             text = self._content(record).decode(errors="replace")
             if len(text) > MAX_POINT_LENGTH:
-                whole = self._uploads.keep_whole("text", _stepped(record), text)
+                whole = self._uploads.keep_whole("text", stepped(record), text)
                 text = shortened(text, MAX_POINT_LENGTH, whole)
             series.setdefault(path, []).append((record.step, record.time_ns // 1_000_000, text))
         self._series.append("send texts", STRINGS, series, [])
@@ -190,7 +206,7 @@ class NeptuneBackend(Backend):
     def write_tables(self, tables: Sequence[TableLogged]) -> None:
         """Upload tables below `tables/` as CSV, which Neptune shows as tables."""
         for record in tables:
-            self._uploads.put_content("tables", _stepped(record), _to_csv(self._content(record)), "csv")
+            self._uploads.put_content("tables", stepped(record), _to_csv(self._content(record)), "csv")
 
     # The rest
 
@@ -258,12 +274,9 @@ class NeptuneBackend(Backend):
         pictures = []
         for record in records:
             source = self._run.path_of(record.file)
-            large = record.file.size_bytes > _MAX_IMAGE_BYTES
-            drawn = record.file.media_type in ("image/png", "image/jpeg")
-            if record.step is None or large or not drawn:
-                extension = "jpg" if record.file.media_type == "image/jpeg" else "bin"
-                self._upload(prefix, record, _FIGURE_EXTENSIONS.get(record.file.media_type, extension))
-                if large and record.step is not None:
+            if record.step is None or not is_in_series(record):
+                self._upload(prefix, record, extension_of(record))
+                if is_large(record) and record.step is not None:
                     self.notes.add("stored as a file", record.name, "Neptune's image series take 32 MB an image")
                 continue
             if not source.is_file():
@@ -273,7 +286,7 @@ class NeptuneBackend(Backend):
             self._images_changed = True
 
     def _upload(self, prefix: str, record: StepValueLogged, extension: str) -> None:
-        self._uploads.put(prefix, _stepped(record), self._run.path_of(record.file), extension)
+        self._uploads.put(prefix, stepped(record), self._run.path_of(record.file), extension)
 
     def _content(self, record: StepValueLogged) -> bytes:
         source = self._run.path_of(record.file)
@@ -281,10 +294,6 @@ class NeptuneBackend(Backend):
             return source.read_bytes()
         except OSError as error:
             raise RecordRejected(f"{source} cannot be read: {error.strerror}") from error
-
-
-def _stepped(record: StepValueLogged) -> str:
-    return record.name if record.step is None else f"{record.name}/step-{record.step:08d}"
 
 
 def _to_csv(table: bytes) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trackhub.backend import Notes
-from trackhub.backends.neptune.client import file_type
+from trackhub.backends.neptune.client import file_type, image_count
 from trackhub.backends.neptune.fields import IMAGES
 from trackhub.backends.neptune.series import End, Growth, grow
 from trackhub.backends.neptune.session import Session
@@ -165,7 +165,7 @@ class Appending:
             # Of a run that was begun anew.
             self.images.pop(path, None)
             return 0
-        count = self._session.ask("read how many images there are", lambda run: _image_count(run, path))
+        count = self._session.ask("read how many images there are", lambda run: image_count(run, path))
         return max(count - self.images.get(path, (0, 0.0))[0], 0)
 
 
@@ -175,11 +175,3 @@ def _last_point(run: Any, path: str) -> End | None:
     count = first.totalItemCount
     points = first.values if count <= 1 else attribute._fetch_values_from_backend(count - 1, 1).values
     return End(float(points[-1].step), int(points[-1].timestampMillis)) if points else None
-
-
-def _image_count(run: Any, path: str) -> int:
-    attribute = run.get_attribute(path)
-    values = attribute._backend.get_image_series_values(
-        attribute._container_id, attribute._container_type, attribute._path, 0, 1
-    )
-    return int(values.totalItemCount)

@@ -68,6 +68,15 @@ def file_type(client: str) -> Any:
     return importlib.import_module(f"{package}.types").File
 
 
+def image_count(run: Any, path: str) -> int:
+    """How many images a series has: the client tells no more of them."""
+    attribute = run.get_attribute(path)
+    values = attribute._backend.get_image_series_values(
+        attribute._container_id, attribute._container_type, attribute._path, 0, 1
+    )
+    return int(values.totalItemCount)
+
+
 @contextlib.contextmanager
 def variables(settings: dict[str, str]) -> Iterator[None]:
     """Environment variables of the client, for as long as it reads them: it takes these in no other way."""

@@ -136,7 +136,7 @@ class Session:
 
     def _learn(self) -> None:
         """Find out what the run has in it, and write down who it is."""
-        self.fields = Fields(self.ask("read the run", _structure), self._max_fields)
+        self.fields = Fields(self.ask("read the run", structure_of), self._max_fields)
         if not self.offline:
             self.remote_id = self.ask("read the run", lambda run: str(run["sys/id"].fetch()))
             self.link = self.ask("read the run", lambda run: str(run.get_url()))
@@ -171,7 +171,7 @@ class Session:
             raise BackendUnavailable(f"Neptune could not {doing}: a run there has {limit} fields at most") from None
 
 
-def _structure(run: Any) -> dict[str, str]:
+def structure_of(run: Any) -> dict[str, str]:
     """Path -> type of all fields of the client's run."""
     found: dict[str, str] = {}
 

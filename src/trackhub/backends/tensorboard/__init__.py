@@ -21,8 +21,10 @@ from pydantic import Field
 from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, hookimpl
 from trackhub.backends.tensorboard.events import FAILURE, RUNNING, SUCCESS, EventMaker, Hyperparameter
 from trackhub.backends.tensorboard.file import EventFile, copy_file, framed, replace_file, unavailable_on_os_error
+from trackhub.backends.tensorboard.reading import TensorBoardReadBack
 from trackhub.backends.tensorboard.text import escaped, file_name, markdown_table, run_directory_name, value_text
-from trackhub.errors import MissingPackageError, RecordRejected, SettingsError
+from trackhub.errors import MissingPackageError, RecordRejected, SettingsError, StateLost
+from trackhub.readback import ReadBack
 from trackhub.records import (
     ConfusionMatrixLogged,
     EndStatus,
@@ -163,6 +165,24 @@ class TensorBoardBackend(Backend):
         """Close the event file."""
         if self._file is not None:
             self._file.close()
+
+    def read_back(self, run: RunInfo, state: Mapping[str, Any]) -> ReadBack:
+        """Look at all event files in the run's directory.
+
+        Raises:
+            StateLost: The event file is gone.
+        """
+        if "file" not in state:
+            raise StateLost("no event file was written")
+        file = Path(state["file"])
+        self._run, self._directory = run, file.parent
+        return TensorBoardReadBack(
+            file,
+            state["size_bytes"],
+            state["tags"],
+            lambda name, value: _hyperparameter(name, value, []),
+            self._copy_path,
+        )
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Metrics: one event for each record, with all its values."""
@@ -354,12 +374,15 @@ class TensorBoardBackend(Backend):
 
     def _copy(self, record: StepValueLogged) -> Path:
         """Copy a record's file beside the events: the log directory is often kept longer than the run directory."""
-        source = self._run.path_of(record.file)
-        target = self._beside(record, record.name, _SUFFIXES.get(record.file.media_type, source.suffix))
+        source, target = self._run.path_of(record.file), self._copy_path(record)
         if not source.is_file():
             raise _missing(record.name, source)
         copy_file(source, target)
         return target
+
+    def _copy_path(self, record: StepValueLogged) -> Path:
+        suffix = _SUFFIXES.get(record.file.media_type, Path(record.file.path).suffix)
+        return self._beside(record, record.name, suffix)
 
     def _beside(self, record: Record, name: str, suffix: str) -> Path:
         """A file's place beside the events, the same for the same record."""

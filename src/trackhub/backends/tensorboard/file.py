@@ -54,7 +54,8 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def _masked(data: bytes) -> bytes:
+def masked_crc(data: bytes) -> bytes:
+    """The checksum of some bytes, as a TFRecord stores it."""
     crc = crc32c(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF)
 
@@ -63,12 +64,12 @@ def _masked(data: bytes) -> bytes:
 def _head(length: int) -> bytes:
     """The start of a record. Cached because the events of one training loop are nearly all of a few lengths."""
     size = struct.pack("<Q", length)
-    return size + _masked(size)
+    return size + masked_crc(size)
 
 
 def framed(event: bytes) -> bytes:
     """One serialised event as a TFRecord: length, its checksum, the event, its checksum."""
-    return b"".join((_head(len(event)), event, _masked(event)))
+    return b"".join((_head(len(event)), event, masked_crc(event)))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from trackhub.backend import Backend, RunInfo
 from trackhub.cursor import Cursor
 from trackhub.errors import BackendUnavailable, CannotReadBack, StateLost, TrackhubError
 from trackhub.journal import JournalReader
+from trackhub.processing import Pipeline
 from trackhub.readback import Item, KindOfName, Point, ReadBack
 from trackhub.records import Deliverable, MetricsLogged, ParamsLogged, RunEnded, TagsSet
 from trackhub.rundir import RunDirectory
@@ -136,7 +137,7 @@ def reconcile(run: RunDirectory, backend: Backend) -> Verification:
     if cursor.remote_id is None and not cursor.position:
         result.outcome, result.reason = "not delivered", "nothing has been delivered there yet"
         return result
-    expected = Expected(run, type(backend), cursor, _run_info(run, backend.name, cursor))
+    expected = Expected(run, backend, cursor, _run_info(run, backend.name, cursor))
     result.undelivered = expected.undelivered
     if expected.undelivered > MAX_UNDELIVERED:
         result.outcome = "not delivered"
@@ -168,24 +169,25 @@ def reconcile(run: RunDirectory, backend: Backend) -> Verification:
 class Expected:
     """What should be at one backend: the journal as it is delivered there, and nothing else.
 
-    The one place for whatever comes between journal and backend. A filter drops or changes records in `_delivered`;
-    points that a later attempt has superseded are left out there, too, where the backend can take them back.
+    The one place for whatever comes between journal and backend: processors drop or change records in `_delivered`, and
+    what a later attempt has superseded is left out there.
 
     Args:
         run: The run.
-        kind: The backend's class.
+        backend: The backend.
         cursor: How far the delivery has come.
         info: What the backend is told of the run.
     """
 
-    def __init__(self, run: RunDirectory, kind: type[Backend], cursor: Cursor, info: RunInfo) -> None:
+    def __init__(self, run: RunDirectory, backend: Backend, cursor: Cursor, info: RunInfo) -> None:
         self.info = info
         self.cursor = cursor
         self.damaged: list[str] = []
         self.is_running = run.end()[0] == "running"
         self._run = run
-        self._supported = lowering.supported_kinds(kind)
-        self._rejected = _rejected(run.rejected / f"{kind.name}.jsonl")
+        self._supported = lowering.supported_kinds(type(backend))
+        self._pipeline = Pipeline(backend.options.processors)
+        self._rejected = _rejected(run.rejected / f"{backend.name}.jsonl")
         self._under_way = {_identity(record) for record in self._read(cursor.position, MAX_UNDELIVERED + 1)}
         self.undelivered = len(self._under_way)
 
@@ -194,10 +196,9 @@ class Expected:
 
         What is under way or was rejected may be there or not.
         """
-        for record in self._delivered():
+        for record, may_miss in self._delivered():
             if isinstance(record, MetricsLogged):
                 continue
-            may_miss = _identity(record) in self._under_way
             for final in lowering.lower(record, self._supported, self.info):
                 yield final, not (may_miss or _identity(final) in self._rejected)
 
@@ -205,9 +206,9 @@ class Expected:
         """All metrics, each step with whether it must be there."""
         if "metrics" not in self._supported:
             return
-        for record in self._delivered():
+        for record, may_miss in self._delivered():
             if isinstance(record, MetricsLogged):
-                yield record, not (self._under_way and _identity(record) in self._under_way)
+                yield record, not may_miss
 
     def is_rejected(self, name: str, step: int, time_ns: int) -> bool:
         """Whether a point was refused."""
@@ -218,10 +219,18 @@ class Expected:
         """Whether any point was refused."""
         return any(isinstance(one[1], int) for one in self._rejected)
 
-    def _delivered(self) -> Iterator[Deliverable]:
-        """The journal's records that are for this backend."""
+    def _delivered(self) -> Iterator[tuple[Deliverable, bool]]:
+        """The journal's records as they are for this backend, each with whether it may not have arrived yet."""
         self.damaged.clear()
-        yield from self._read({}, None)
+        for record in self._read({}, None):
+            may_miss = bool(self._under_way) and _identity(record) in self._under_way
+            if not self._pipeline.handles(type(record)):
+                yield record, may_miss
+                continue
+            for shown in self._pipeline.process(type(record), [record]):
+                yield shown, may_miss
+            # What they have to say was said when the run was delivered.
+            self._pipeline.drain_notes()
 
     def _read(self, position: Any, most: int | None) -> Iterator[Deliverable]:
         reader = JournalReader(self._run.journal)

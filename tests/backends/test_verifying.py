@@ -436,6 +436,20 @@ def test_what_the_backend_refused_is_no_difference(tmp_path: Path) -> None:
     assert found.explained["points refused by the backend"] == 5
 
 
+@pytest.mark.parametrize("processors", [[], ["every:2", "rename:metrics:loss=cost", "exclude:tags:*"]], ids=str)
+def test_what_processors_leave_out_or_rename_is_no_difference(tmp_path: Path, processors: list[str]) -> None:
+    place = TensorBoard(tmp_path)
+    place.run.options = place.run.options.model_copy(update={"processors": processors})
+    place.run.log(ParamsLogged(CREATED_NS, {"api_key": "sesame", "lr": 0.1}), TagsSet(CREATED_NS, {"stage": "demo"}))
+    place.run.log(*[samples.metrics(step, loss=float(step)) for step in range(10)])
+    place.run.end()
+    place.run.deliver()
+    assert (place.verified().outcome, place.verified().findings) == ("agrees", [])
+    # It is what they make of the run that is compared, and not nothing.
+    place.run.options = place.run.options.model_copy(update={"processors": ["rename:metrics:loss=other"]})
+    assert place.verified().outcome == "differs"
+
+
 def test_a_note_that_is_missing_from_the_report_is_a_difference(tmp_path: Path) -> None:
     """What a backend leaves out must be told: its own rules are no excuse."""
     place = delivered(Neptune(tmp_path))

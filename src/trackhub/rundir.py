@@ -43,6 +43,8 @@ class Manifest(msgspec.Struct, frozen=True):
         working_directory: Where the training process was started.
         version: Of the trackhub that created the run.
         reserved_params: Names of params that the place where the run takes place logs by itself.
+        origin: What tells this directory from those of the same run on other machines; empty where the run's id alone
+            does, because it was made up here.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Manifest(msgspec.Struct, frozen=True):
     format: int = FORMAT_VERSION
     in_process: list[str] = []
     reserved_params: list[str] = []
+    origin: str = ""
 
 
 def new_run_id() -> str:

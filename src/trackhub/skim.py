@@ -85,6 +85,30 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
         reader.close()
 
 
+def last_step(journal: Path) -> int:
+    """The step of the metrics that the last writer with any has logged last; -1 if there are none.
+
+    Reads the ends of the journal's writers, not all of it.
+
+    Raises:
+        JournalError: A newer trackhub wrote it.
+    """
+    reader = JournalReader(journal)
+    try:
+        segments = reader.segments()
+        for writer in reversed(segments):
+            for number in reversed(segments[writer]):
+                try:
+                    found = _skim_segment(journal / segment_name(writer, number), writer, _HEADER_BYTES).last_step
+                except _OddFrameError:
+                    found = skim(journal).last_step
+                if found is not None:
+                    return found
+    finally:
+        reader.close()
+    return -1
+
+
 def _add(earlier: Skim, later: Skim) -> Skim:
     newer = later if later.last_time_ns >= earlier.last_time_ns else earlier
     older = earlier if newer is later else later

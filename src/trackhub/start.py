@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ def init(
     backends: Sequence[str] | str | None = None,
     tags: Mapping[str, Any] | None = None,
     run_id: str | None = None,
+    resume_step: int | None = None,
     dir: str | Path | None = None,
     mode: str | None = None,
     finish_timeout: float | None = None,
@@ -53,6 +55,8 @@ def init(
         backends: Names of the backends that get the run; none: the journal alone.
         tags: Set at once, as by `set_tags`.
         run_id: The id of the run; that of an earlier run goes on with it. Default: a new one.
+        resume_step: The step of the checkpoint that training goes on from. What an earlier attempt logged after it is
+            superseded by what is logged now, and steps that are left out are counted from there.
         dir: The directory that holds the run directories; default `.trackhub`.
         mode: "online", "offline" (journal alone, for `trackhub sync` later) or "disabled" (nothing is recorded).
         finish_timeout: How long `finish()` waits for the deliveries, in seconds; default 60.
@@ -69,6 +73,8 @@ def init(
     ...     tracker.log_metrics({"loss": 0.5}, step=0)
     """
     working_directory = Path.cwd()
+    if resume_step is not None:
+        resume_step = plain.step_of(resume_step)
     loaded = settings.load(
         {
             "project": project,
@@ -95,7 +101,7 @@ def init(
     flat, texts = plain.plain_params(params or {}), {**context.tags, **plain.plain_tags(tags or {})}
     run = _create(loaded, options, context, working_directory)
     termination.watch()
-    tracker = Tracker.start(run, chosen, options)
+    tracker = Tracker.start(run, chosen, options, resume_step=resume_step)
     context.before_end(tracker.end_before_waiting)
     if flat:
         tracker.log_params(flat)
@@ -205,6 +211,7 @@ def _manifest(
         version=VERSION,
         in_process=in_process,
         reserved_params=sorted(context.reserved_params),
+        origin=secrets.token_hex(4) if chosen.run_id else "",
     )
     earlier = RunDirectory(root / identity)
     if not earlier.exists:
@@ -219,4 +226,5 @@ def _manifest(
         parent_id=past.parent_id,
         working_directory=past.working_directory,
         in_process=sorted({*past.in_process, *in_process}),
+        origin=past.origin,
     )

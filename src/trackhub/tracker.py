@@ -46,6 +46,7 @@ from trackhub.records import (
 )
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
+from trackhub.skim import last_step
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
 
 _log = logging.getLogger("trackhub")
@@ -100,7 +101,12 @@ class Tracker:
 
     @classmethod
     def start(
-        cls, run: RunDirectory, chosen: settings.Settings, options: Mapping[str, Any], parent: Tracker | None = None
+        cls,
+        run: RunDirectory,
+        chosen: settings.Settings,
+        options: Mapping[str, Any],
+        parent: Tracker | None = None,
+        resume_step: int | None = None,
     ) -> Tracker:
         """A tracker that records into a run directory, and has it delivered if the mode is online.
 
@@ -109,6 +115,7 @@ class Tracker:
             chosen: The settings in force.
             options: Backend -> its validated options.
             parent: For a child run, the run it belongs to.
+            resume_step: The step of the checkpoint that is gone on from.
 
         Raises:
             OSError: The journal cannot be written.
@@ -121,7 +128,18 @@ class Tracker:
         if owner and ended is None and writer_is_alive(run.journal, owner):
             # A living process holds this run: write into it, and leave its end to that process.
             tracker._role = "worker"
-        tracker._attach()
+            if resume_step is not None:
+                _log.warning(
+                    "trackhub: run %s: a process that still runs holds it, so nothing is superseded after step %d; "
+                    "end that process first",
+                    run.manifest.id,
+                    resume_step,
+                )
+        elif resume_step is not None:
+            tracker._next_step = resume_step + 1
+        elif owner:
+            tracker._next_step = last_step(run.journal) + 1
+        tracker._attach(resume_step)
         if chosen.mode == "online":
             for name, option in options.items():
                 _have_delivered(run, name, option)
@@ -206,7 +224,8 @@ class Tracker:
         Args:
             metrics: Name -> a number: Python, NumPy, torch or JAX scalar; NaN and infinities are kept, None is NaN.
                 Stored as float64.
-            step: One step for the whole mapping; when left out it is one more than the last one.
+            step: One step for the whole mapping; when left out it is one more than the last one, also of the earlier
+                process where this one goes on with a run.
             timestamp: Seconds since the Unix epoch, or a datetime; default: now.
         """
         if step is None:
@@ -540,11 +559,11 @@ class Tracker:
 
     # --- the journal of this process
 
-    def _attach(self) -> tuple[JournalWriter, BlobStore]:
+    def _attach(self, resume_step: int | None = None) -> tuple[JournalWriter, BlobStore]:
         """Open a writer of this process's own, and have it synced off this thread."""
         run = self._run
         assert run is not None
-        journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, _check_metric_names)
+        journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, _check_metric_names, resume_step)
         blobs = BlobStore(run.blobs, f"{journal.writer:04d}")
         self._journal, self._blobs = journal, blobs
         self._append_metrics = journal.append_metrics

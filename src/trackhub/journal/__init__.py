@@ -10,7 +10,7 @@ Apart because everything else leans on it: it is the one thing that must still b
 
 A payload is one of the records of `records.py`, or one of three that exist on disk only:
 
-    WriterStarted = [18, time_ns, role, process_id, host, version]   the first frame of a writer
+    WriterStarted = [18, time_ns, role, process_id, host, version, resume_step?]   a writer's first frame
     MetricNames   = [16, [name, ...]]
     MetricValues  = [17, names_at, step, time_ns, values:bin]    values: big-endian float64, in the order of the names
 

@@ -34,13 +34,17 @@ NOT_DECODED = (ValueError, RecursionError)  # below ValueError: msgspec's errors
 
 
 class WriterStarted(msgspec.Struct, frozen=True, array_like=True, tag=18):
-    """Who wrote the segments of one writer. The owner is the process that holds the run; it alone can end it."""
+    """Who wrote the segments of one writer. The owner is the process that holds the run; it alone can end it.
+
+    With a `resume_step`, what the run was given before with a later step is superseded by what this writer writes.
+    """
 
     time_ns: int
     role: Role
     process_id: int
     host: str
     version: str
+    resume_step: int | None = None
 
 
 class MetricNames(msgspec.Struct, frozen=True, array_like=True, tag=16):

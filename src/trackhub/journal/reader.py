@@ -53,6 +53,8 @@ class Chunk:
         position: Where to go on.
         owners: Writers that began in this chunk as the run's owner.
         ends: Writers whose `RunEnded` was in this chunk.
+        starts: Writers that began in this chunk, of any role.
+        parts: Writer and number of its first record in `records`, for each writer that has any.
         damaged: One sentence for each damaged place that was skipped.
         empty: Whether there was nothing to read.
         full: Whether reading stopped because there was enough for one chunk.
@@ -62,6 +64,8 @@ class Chunk:
     position: Position = field(default_factory=dict)
     owners: list[int] = field(default_factory=list)
     ends: dict[int, RunEnded] = field(default_factory=dict)
+    starts: dict[int, WriterStarted] = field(default_factory=dict)
+    parts: list[tuple[int, int]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     empty: bool = True
     full: bool = False
@@ -140,6 +144,7 @@ class JournalReader:
                 continue
             place = chunk.position.get(str(writer))
             number, offset = place or (-1, HEADER.size)
+            before = len(chunk.records)
             while budget.left:
                 later = bisect_right(numbers, number)
                 followed = later < len(numbers)
@@ -151,6 +156,8 @@ class JournalReader:
                     missing = segment_name(writer, number + 1)
                     chunk.damaged.append(f"{missing} is missing, with {numbers[later] - number - 1} segments in all")
                 number, offset = numbers[later], HEADER.size
+            if len(chunk.records) > before:
+                chunk.parts.append((writer, before))
             if number >= 0 and place != (number, offset):
                 chunk.position[str(writer)] = (number, offset)
                 chunk.empty = False
@@ -234,6 +241,7 @@ class JournalReader:
         elif isinstance(record, MetricNames):
             self._remember_names(writer, number, offset, record.names)
         elif isinstance(record, WriterStarted):
+            chunk.starts[writer] = record
             if record.role == "owner":
                 chunk.owners.append(writer)
         else:

@@ -156,6 +156,7 @@ class JournalWriter:
         time_ns: When the writer starts.
         version: trackhub's version, for people who read the journal.
         check_names: Called with each new set of metric names before it is written; raises if one is not accepted.
+        resume_step: The step after which this writer supersedes what was written before; None for no such thing.
 
     Raises:
         OSError: The directory or the first segment cannot be created.
@@ -168,6 +169,7 @@ class JournalWriter:
         time_ns: int,
         version: str = "",
         check_names: Callable[[tuple[str, ...]], None] | None = None,
+        resume_step: int | None = None,
     ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
@@ -194,7 +196,7 @@ class JournalWriter:
         self._limit = self._segment.size
         self._position = self._segment.used
         self._series: dict[tuple[str, ...], _Series] = {}
-        self.append(WriterStarted(time_ns, role, os.getpid(), socket.gethostname(), version))
+        self.append(WriterStarted(time_ns, role, os.getpid(), socket.gethostname(), version, resume_step))
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -266,7 +268,11 @@ class JournalWriter:
             RunFinishedError: The run has ended.
         """
         with self._lock:
-            self._append_payload(encode(record))
+            payload = encode(record)
+            if isinstance(record, WriterStarted) and record.resume_step is None:
+                # As it was before there was such a step: an array of 6, not 7, without the nil at its end.
+                payload = b"\x96" + payload[1:-1]
+            self._append_payload(payload)
             if isinstance(record, RunEnded):
                 self._ended = True
                 self._limit = 0

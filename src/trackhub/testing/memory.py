@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from trackhub.backend import Backend, OpenedRun, RunInfo, hookimpl
+from trackhub.backend import Backend, OpenedRun, Rewind, RunInfo, hookimpl
 from trackhub.errors import RecordRejected
 from trackhub.records import (
     ArtifactLogged,
@@ -54,6 +54,22 @@ class MemoryRun:
         """Keep records; one that is there already, to the nanosecond and in all it says, is kept once."""
         for record in records:
             self._records.setdefault(msgspec.msgpack.encode(record), record)
+
+    def rewind(self, rewind: Rewind) -> None:
+        """Forget what is superseded."""
+        kept: dict[bytes, Record] = {}
+        for key, record in self._records.items():
+            step = getattr(record, "step", None)
+            if isinstance(record, MetricsLogged):
+                values = {name: one for name, one in record.values.items() if not rewind.supersedes(name, record.step)}
+                if len(values) == len(record.values):
+                    kept[key] = record
+                elif values:
+                    rest = MetricsLogged(record.time_ns, record.step, values)
+                    kept[msgspec.msgpack.encode(rest)] = rest
+            elif step is None or rewind.after_step is None or step <= rewind.after_step:
+                kept[key] = record
+        self._records = kept
 
     def shown(self) -> Shown:
         """The run as plain dicts and lists. The contents of files are read from the run directory."""
@@ -101,6 +117,11 @@ class MemoryBackend(Backend):
     def close(self, status: EndStatus) -> None:
         """Keep how the run ended."""
         self._run.status = status
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Forget what is superseded."""
+        self._run.rewind(rewind)
+        return True
 
     def _take(self, records: Sequence[Record]) -> None:
         for record in records:

@@ -6,13 +6,14 @@ In parts, by what is promised. `subject.py` is what an author supplies.
 from trackhub.testing.conformance.manners import HasManners
 from trackhub.testing.conformance.odd import BearsOddThings
 from trackhub.testing.conformance.once import ShowsItOnce
+from trackhub.testing.conformance.rewound import ShowsOneCurve
 from trackhub.testing.conformance.shows import ShowsWhatWasLogged
 from trackhub.testing.conformance.subject import Subject
 
 __all__ = ["BackendConformance", "Subject"]
 
 
-class BackendConformance(ShowsWhatWasLogged, ShowsItOnce, BearsOddThings, HasManners):
+class BackendConformance(ShowsWhatWasLogged, ShowsItOnce, ShowsOneCurve, BearsOddThings, HasManners):
     """The conformance suite. Subclass it in a test module, and supply what `Subject` lists.
 
         class TestLab(BackendConformance):

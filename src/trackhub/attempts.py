@@ -138,8 +138,7 @@ class Attempts:
             highest.take(chunk.records)
             return [Part(None, chunk.records)]
         parts: list[Part] = []
-        ends = [*(first for _, first in chunk.parts[1:]), len(chunk.records)]
-        stretches = {writer: chunk.records[first:end] for (writer, first), end in zip(chunk.parts, ends, strict=True)}
+        stretches = dict(chunk.by_writer())
         for writer in sorted({*stretches, *chunk.owners}):
             number = self.number_of(writer)
             part = self.kept(number, stretches.get(writer, []))
@@ -155,6 +154,13 @@ class Attempts:
             highest.take(part.kept)
             parts.append(part)
         return parts
+
+    def kept_of(self, chunk: Chunk) -> list[tuple[int, Part]]:
+        """The number of the attempt that wrote it, and what of it no later attempt supersedes, for parts of a chunk."""
+        if self.look() < 2:
+            return [(1, Part(None, chunk.records))]
+        numbered = [(self.number_of(writer), records) for writer, records in chunk.by_writer()]
+        return [(number, self.kept(number, records)) for number, records in numbered]
 
     def kept(self, number: int, records: list[JournalRecord]) -> Part:
         """What no later attempt supersedes of what an attempt has logged, and what one does.

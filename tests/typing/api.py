@@ -27,6 +27,7 @@ def starting() -> None:
         backends=["mlflow", "tensorboard"],
         tags={"stage": "trial", "attempt": 2},
         run_id="my-run",
+        resume_step=40,
         dir=Path("runs"),
         mode="offline",
         finish_timeout=5,

@@ -70,6 +70,11 @@ class Chunk:
     empty: bool = True
     full: bool = False
 
+    def by_writer(self) -> list[tuple[int, list[JournalRecord]]]:
+        """The records of each writer that has any, with its number."""
+        ends = [*(first for _, first in self.parts[1:]), len(self.records)]
+        return [(writer, self.records[first:end]) for (writer, first), end in zip(self.parts, ends, strict=True)]
+
 
 class JournalReader:
     """Reads a journal, also while it is written, from any place.

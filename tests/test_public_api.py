@@ -22,6 +22,7 @@ PUBLIC_NAMES = {
     "NoActiveRunError",
     "OpenedRun",
     "RecordRejected",
+    "Rewind",
     "RunFinishedError",
     "RunInfo",
     "SettingsError",

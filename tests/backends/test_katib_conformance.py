@@ -15,7 +15,6 @@ from trackhub.testing import BackendConformance, Point, Shown
 
 class TestKatib(BackendConformance):
     kind = KatibBackend
-    takes_back = False
     shows_params = shows_tags = shows_files = shows_children = tells_status = keeps_steps = False
     shows_once = False  # what was printed cannot be taken back; the collector takes the same value at the same time
 

@@ -63,7 +63,8 @@ class Subject:
     """Whether steps may go backwards and come again."""
 
     takes_back: ClassVar[bool] = True
-    """Whether steps that a later attempt logs anew are no longer shown as the earlier one logged them (`rewind`)."""
+    """Whether steps that a later attempt logs anew are no longer shown as the earlier one logged them. Counts for a
+    backend that overrides `rewind`; another one is expected to show both."""
 
     tells_status: ClassVar[bool] = True
     """Whether `read` finds how the run ended."""

@@ -141,13 +141,14 @@ class Attempts:
         stretches = dict(chunk.by_writer())
         for writer in sorted({*stretches, *chunk.owners}):
             number = self.number_of(writer)
-            part = self.kept(number, stretches.get(writer, []))
+            records = stretches.get(writer, [])
+            part = self.kept(number, records)
             begins = writer in chunk.owners
             if begins and number > 1:
                 highest.begin()
             if number <= len(self._attempts):
                 attempt = self._attempts[number - 1]
-                metrics = self._logged_anew(attempt, part.kept, since, highest.before)
+                metrics = self._logged_anew(attempt, records, since, highest.before)
                 after_step = attempt.resume_step if begins else None
                 if metrics or after_step is not None:
                     part.rewind = Rewind(number, attempt.time_ns, after_step, metrics)

@@ -65,7 +65,7 @@ def left(attempts: list[Any]) -> dict[str, list[tuple[int, int]]]:
     return {name: sorted(points) for name, points in found.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(ATTEMPT, min_size=1, max_size=4))
 @example([(None, [((5, {"a"}), "yes")]), (None, [((6, {"a"}), "yes"), ((3, {"a"}), "yes")])])
 @example([(None, [((5, {"a"}), "yes")]), (None, [((2, {"a"}), "no"), ((1, {"a"}), "forgotten"), ((0, {"b"}), "yes")])])

@@ -44,6 +44,7 @@ class MemoryRun:
         self.info = info
         self.status: RunStatus = "running"
         self._records: dict[bytes, Record] = {}
+        self._points: set[bytes] = set()
 
     @property
     def records(self) -> list[Record]:
@@ -53,6 +54,13 @@ class MemoryRun:
     def add(self, records: Sequence[Record]) -> None:
         """Keep records; one that is there already, to the nanosecond and in all it says, is kept once."""
         for record in records:
+            if isinstance(record, MetricsLogged):
+                # Point by point: of a record that comes again, a part may have been taken back.
+                fresh = {name: one for name, one in record.values.items() if _point(record, name) not in self._points}
+                self._points.update(_point(record, name) for name in fresh)
+                if not fresh and record.values:
+                    continue
+                record = MetricsLogged(record.time_ns, record.step, fresh)
             self._records.setdefault(msgspec.msgpack.encode(record), record)
 
     def rewind(self, rewind: Rewind) -> None:
@@ -70,6 +78,8 @@ class MemoryRun:
             elif step is None or rewind.after_step is None or step <= rewind.after_step:
                 kept[key] = record
         self._records = kept
+        metrics = [record for record in kept.values() if isinstance(record, MetricsLogged)]
+        self._points = {_point(record, name) for record in metrics for name in record.values}
 
     def shown(self) -> Shown:
         """The run as plain dicts and lists. The contents of files are read from the run directory."""
@@ -95,6 +105,10 @@ class MemoryRun:
                 case _:
                     shown.others.add(getattr(record, "name", ""))
         return shown
+
+
+def _point(record: MetricsLogged, name: str) -> bytes:
+    return msgspec.msgpack.encode((record.time_ns, record.step, name, record.values[name]))
 
 
 class MemoryBackend(Backend):

@@ -69,6 +69,7 @@ def left(attempts: list[Any]) -> dict[str, list[tuple[int, int]]]:
 @given(st.lists(ATTEMPT, min_size=1, max_size=4))
 @example([(None, [((5, {"a"}), "yes")]), (None, [((6, {"a"}), "yes"), ((3, {"a"}), "yes")])])
 @example([(None, [((5, {"a"}), "yes")]), (None, [((2, {"a"}), "no"), ((1, {"a"}), "forgotten"), ((0, {"b"}), "yes")])])
+@example([(None, [((0, {"a"}), "no"), ((1, {"a"}), "no"), ((0, {"a"}), "forgotten")]), (None, [((1, {"a"}), "no")])])
 @example([(None, [((0, {"a"}), "no")]), (None, [((1, {"a"}), "no"), ((0, {"a"}), "yes")]), (0, [])])
 @example([(None, [((5, {"a", "b"}), "yes")]), (3, []), (None, [((4, {"b"}), "forgotten")])])
 def test_whatever_is_delivered_when_the_curve_is_the_same(attempts: list[Any]) -> None:

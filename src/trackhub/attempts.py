@@ -65,7 +65,7 @@ class Part:
 
 @dataclass
 class Highest:
-    """The highest steps of the metrics delivered so far; None where that is not known.
+    """The highest steps of the metrics read for delivery so far; None where that is not known.
 
     Args:
         step: Of all.
@@ -152,7 +152,8 @@ class Attempts:
                 after_step = attempt.resume_step if begins else None
                 if metrics or after_step is not None:
                     part.rewind = Rewind(number, attempt.time_ns, after_step, metrics)
-            highest.take(part.kept)
+            # Also what is left out now: it may have arrived before, and that been forgotten.
+            highest.take(records)
             parts.append(part)
         return parts
 

@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "OpenedRun",
     "Processor",
     "RecordRejected",
+    "Rewind",
     "RunFinishedError",
     "RunInfo",
     "SettingsError",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trackhub._version import VERSION as __version__
-    from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, VendorVariable, hookimpl
+    from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, VendorVariable, hookimpl
     from trackhub.errors import (
         BackendError,
         BackendUnavailable,
@@ -36,7 +36,7 @@ _HOMES = {
     "start": ("current", "init"),
     "tracker": ("Tracker",),
     "report": ("DeliveryReport",),
-    "backend": ("Backend", "BackendOptions", "OpenedRun", "RunInfo", "VendorVariable", "hookimpl"),
+    "backend": ("Backend", "BackendOptions", "OpenedRun", "Rewind", "RunInfo", "VendorVariable", "hookimpl"),
     "processor": ("Processor",),
     "errors": (
         "BackendError",
@@ -68,6 +68,7 @@ __all__ = [
     "OpenedRun",
     "Processor",
     "RecordRejected",
+    "Rewind",
     "RunFinishedError",
     "RunInfo",
     "SettingsError",

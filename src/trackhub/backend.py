@@ -83,6 +83,8 @@ class RunInfo:
         working_directory: Where the training process was started; relative paths in options are relative to it.
         reserved_params: Names of params that the place where the run takes place logs by itself at a vendor it knows,
             in a spelling of its own, into a run that it has made.
+        origin: What tells this run directory from those of the same run on other machines; may be empty. Whoever
+            writes files of its own finds by it those of this directory.
     """
 
     id: str
@@ -94,10 +96,44 @@ class RunInfo:
     attempt: int = 1
     working_directory: Path = field(default_factory=Path.cwd)
     reserved_params: frozenset[str] = frozenset()
+    origin: str = ""
 
     def path_of(self, file: StoredFile) -> Path:
         """The file or directory that a record's `file` names."""
         return self.directory / file.path
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """What a later attempt at a run supersedes of what earlier ones have written.
+
+    Args:
+        attempt: The attempt that goes on from there; its records come next.
+        time_ns: When that attempt began: what it supersedes was logged before.
+        after_step: Everything that was written with a later step is superseded, of every kind that has steps. None if
+            the attempt did not say where it goes on from.
+        metrics: Name of a metric -> its points with a step later than this are superseded, because the attempt has
+            begun to log them anew.
+
+    >>> rewind = Rewind(attempt=2, time_ns=0, after_step=40, metrics={"loss": 30})
+    >>> rewind.supersedes("loss", 31), rewind.supersedes("accuracy", 31), rewind.supersedes("accuracy", 41)
+    (True, False, True)
+    """
+
+    attempt: int
+    time_ns: int
+    after_step: int | None = None
+    metrics: Mapping[str, int] = field(default_factory=dict)
+
+    def supersedes(self, metric: str, step: int) -> bool:
+        """Whether it supersedes a point that an earlier attempt has logged."""
+        last_kept = self.last_kept_step(metric)
+        return last_kept is not None and step > last_kept
+
+    def last_kept_step(self, metric: str) -> int | None:
+        """The step after which a metric's points are superseded; None if none are."""
+        limits = [limit for limit in (self.after_step, self.metrics.get(metric)) if limit is not None]
+        return min(limits, default=None)
 
 
 @dataclass(frozen=True)
@@ -238,6 +274,23 @@ class Backend(ABC):
 
     def close(self, status: EndStatus) -> None:
         """End the run with this status; everything has been written. Called again if it raised BackendUnavailable."""
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Take back what a later attempt supersedes: training has gone on from a checkpoint, and logs steps anew.
+
+        Called before the first of the new records, and again with them after a crash. There may be nothing to take
+        back. What the attempt itself has written since is given again, and may be taken back, too.
+
+        Args:
+            rewind: What is superseded.
+
+        Returns:
+            Whether nothing of that is shown any more. If not, the delivery counts in its report what is.
+
+        Raises:
+            BackendUnavailable: To be called again later.
+        """
+        return False
 
     def disconnect(self) -> None:
         """Let go of connections and files without ending the run. Always called last; must not raise."""

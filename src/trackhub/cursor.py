@@ -44,6 +44,7 @@ class BackendReport(msgspec.Struct):
         notes: Reason -> what was mapped, shortened or left out by the backend.
         rejected: Number of records set aside in `rejected/<backend>.jsonl`.
         damaged: Places in the journal that could not be read.
+        superseded: Number of metric values left out because a later attempt has logged them anew.
         error: Why nothing is being delivered now: the last error, if the backend is unavailable.
         error_since_ns: When that began.
         suspended: Why this delivery has given up until the next start: a bug of the backend or of a processor.
@@ -65,6 +66,7 @@ class BackendReport(msgspec.Struct):
     suspended: str | None = None
     failed_part: str = "backend"
     updated_ns: int = 0
+    superseded: int = 0
 
 
 class Cursor(msgspec.Struct):
@@ -80,6 +82,8 @@ class Cursor(msgspec.Struct):
         closed_owner: The owner (without one: the rank) for whose end the backend's run has been closed; 0 if it has
             not.
         closed_status: The status the backend's run was closed with.
+        highest_step: The highest step of all metrics delivered so far; None for not known.
+        highest_before: The highest one when the run's last owner began.
         report: What became of the records.
     """
 
@@ -92,6 +96,8 @@ class Cursor(msgspec.Struct):
     closed_owner: int = 0
     closed_status: EndStatus | None = None
     report: BackendReport = msgspec.field(default_factory=BackendReport)
+    highest_step: int | None = None
+    highest_before: int | None = None
 
     @property
     def closed(self) -> bool:

@@ -21,8 +21,9 @@ from typing import Any, cast
 import msgspec
 
 from trackhub import lowering
-from trackhub.backend import Backend, RunInfo
-from trackhub.cursor import BackendReport, Cursor, NoteCount
+from trackhub.attempts import Attempts, Highest
+from trackhub.backend import Backend, Rewind, RunInfo
+from trackhub.cursor import MAX_EXAMPLES, BackendReport, Cursor, NoteCount
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
 from trackhub.journal import Chunk, JournalReader, writer_is_alive
 from trackhub.processing import Pipeline, ProcessorFailed
@@ -39,6 +40,7 @@ PARENT_PATIENCE_SECONDS = 5.0
 CLAIM_POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 5.0
 MAX_REJECTED_EXAMPLES = 5
+STILL_SHOWN = "superseded and still shown"
 
 _log = logging.getLogger("trackhub.delivery")
 
@@ -72,7 +74,10 @@ class _Tally:
     rejected: int = 0
     rejected_examples: list[str] = field(default_factory=list)
     rejected_lines: list[bytes] = field(default_factory=list)
+    superseded: int = 0
     notes: list[tuple[str, str, str]] = field(default_factory=list)
+    highest: Highest = field(default_factory=Highest)
+    still_shown: Rewind | None = None
 
     def enter(self, report: BackendReport) -> None:
         """Add all of it to the report."""
@@ -85,6 +90,7 @@ class _Tally:
                 counts[kind] = counts.get(kind, 0) + count
         report.points += self.points
         report.rejected += self.rejected
+        report.superseded += self.superseded
         report.rejected_examples.extend(self.rejected_examples)
         del report.rejected_examples[MAX_REJECTED_EXAMPLES:]
         _enter_notes(report, self.notes)
@@ -121,6 +127,7 @@ class Delivery:
         self._clock = clock
         self._lasting = lasting
         self._reader = JournalReader(run.journal)
+        self._attempts = Attempts(run.journal)
         self._cursor_file = run.cursor_file(name)
         self._cursor = Cursor()
         self._claimed = False
@@ -134,7 +141,7 @@ class Delivery:
         self._parent_remote_id: str | None = None
         self._waiting_since: float | None = None
         self._chunk: Chunk | None = None
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[_Batch | Rewind] = deque()
         self._tally = _Tally()
         self._ended: tuple[int, EndStatus] | None = None
         self._failures = 0
@@ -205,6 +212,7 @@ class Delivery:
     def abandon_after_fork(self) -> None:
         """In a forked child: close the parent's files and do nothing else."""
         self._reader.close()
+        self._attempts.close()
         self._cursor_file.release()
 
     def release(self) -> None:
@@ -212,6 +220,7 @@ class Delivery:
         self._disconnect()
         self._forget_chunk()
         self._reader.close()
+        self._attempts.close()
         self._cursor_file.release()
         self._claimed = False
         self._failures = 0
@@ -255,41 +264,55 @@ class Delivery:
         supported = lowering.supported_kinds(kind_of_backend)
         pipeline = self._get_pipeline()
         info = self._run_info(len(chunk.owners))
-        batches: list[_Batch] = []
+        batches: list[_Batch | Rewind] = []
         batch_of: dict[str, _Batch] = {}
-        tally = _Tally()
+        tally = _Tally(highest=Highest(self._cursor.highest_step, self._cursor.highest_before))
 
         def add(kind: str, records: Iterable[Deliverable]) -> None:
-            if kind not in batch_of or (kind_of_backend.keeps_order and batches[-1].kind != kind):
-                batch_of[kind] = _Batch(kind, [])
-                batches.append(batch_of[kind])
+            if kind not in batch_of or (kind_of_backend.keeps_order and batches[-1] is not batch_of[kind]):
+                batch = batch_of[kind] = _Batch(kind, [])
+                batches.append(batch)
             batch_of[kind].records.extend(records)
 
-        # Thousands of steps in a row are one stretch.
-        for kind_of_record, stretch in groupby(chunk.records, key=type):
-            if kind_of_record is RunEnded:
-                continue
-            logged_kind = lowering.KINDS[kind_of_record]
-            records = cast(Iterable[Deliverable], stretch)
-            if pipeline.handles(kind_of_record):
-                records = pipeline.process(kind_of_record, records)
-                if not records:
+        for part in self._attempts.sort_out(chunk, self._cursor.position, tally.highest):
+            if part.rewind is not None:
+                batches.append(part.rewind)
+                batch_of.clear()
+            tally.superseded += part.values_left_out
+            tally.notes += [
+                ("superseded, left out", _describe(record), "a later attempt went on from an earlier step")
+                for record in cast(list[Deliverable], part.others_left_out)
+            ]
+            # Thousands of steps in a row are one stretch.
+            for kind_of_record, stretch in groupby(part.kept, key=type):
+                if kind_of_record is RunEnded:
                     continue
-            if logged_kind in supported:
-                add(logged_kind, records)
-                continue
-            for record in records:
-                shown = lowering.lower(record, supported, info)
-                (tally.lowered if shown else tally.skipped)[logged_kind] += 1
-                for final in shown:
-                    add(lowering.KINDS[type(final)], [final])
-        tally.notes = pipeline.drain_notes()
+                logged_kind = lowering.KINDS[kind_of_record]
+                records = cast(Iterable[Deliverable], stretch)
+                if pipeline.handles(kind_of_record):
+                    records = pipeline.process(kind_of_record, records)
+                    if not records:
+                        continue
+                if logged_kind in supported:
+                    add(logged_kind, records)
+                    continue
+                for record in records:
+                    shown = lowering.lower(record, supported, info)
+                    (tally.lowered if shown else tally.skipped)[logged_kind] += 1
+                    for final in shown:
+                        add(lowering.KINDS[type(final)], [final])
+        tally.notes += pipeline.drain_notes()
         self._batches = deque(batches)
         self._tally = tally
         self._chunk = chunk
 
     def _write_next_batch(self) -> None:
         batch = self._batches[0]
+        if isinstance(batch, Rewind):
+            if not self._get_backend().rewind(batch):
+                self._tally.still_shown = batch
+            self._batches.popleft()
+            return
         try:
             getattr(self._get_backend(), f"write_{batch.kind}")(batch.records)
         except RecordRejected as error:
@@ -334,11 +357,26 @@ class Delivery:
             cursor.state = dict(state)
         cursor.advance(chunk)
         cursor.report.damaged.extend(chunk.damaged)
+        cursor.highest_step, cursor.highest_before = tally.highest.step, tally.highest.before
         tally.enter(cursor.report)
+        if tally.still_shown is not None:
+            self._note_still_shown(tally.still_shown)
         self._forget_chunk()
         if self._lasting or not chunk.full:
             self._save()
         return chunk.full
+
+    def _note_still_shown(self, rewind: Rewind) -> None:
+        """Have the report say how much a backend shows that a later attempt has superseded."""
+        report, name = self._cursor.report, self.run.path.name
+        found = self._attempts.superseded()
+        shown = sum(found.values()) - report.superseded
+        if shown > 0:
+            of = [(f"attempt {number}", f"{count:,} values") for number, count in sorted(found.items())]
+            report.notes[STILL_SHOWN] = NoteCount(shown, of[:MAX_EXAMPLES])
+        elif rewind.attempt == 1:
+            detail = f"what other run directories have delivered after step {rewind.after_step} is not counted here"
+            report.notes[STILL_SHOWN] = NoteCount(1, [(name, detail)])
 
     def _forget_chunk(self) -> None:
         self._chunk = None
@@ -451,6 +489,7 @@ class Delivery:
                 attempt=max(self._cursor.attempts + new_owners, 1),
                 working_directory=Path(manifest.working_directory),
                 reserved_params=frozenset(manifest.reserved_params),
+                origin=manifest.origin,
             )
         return self._info
 

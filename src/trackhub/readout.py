@@ -10,6 +10,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trackhub.attempts import Attempts
 from trackhub.journal import JournalReader
 from trackhub.records import (
     ArtifactLogged,
@@ -105,6 +106,8 @@ class Readout:
         metrics: By name, in the order they first appeared.
         values: Artifacts and rich values, in the order they first appeared.
         values_left_out: How many were logged under names beyond `MAX_VALUES`.
+        attempts: How many processes have held the run, one after the other.
+        superseded: How many values of metrics are not among them, because a later attempt has logged them anew.
         damaged: A sentence for each place of the journal that could not be read.
     """
 
@@ -113,6 +116,8 @@ class Readout:
     metrics: dict[str, MetricSummary] = field(default_factory=dict)
     values: list[ValueSummary] = field(default_factory=list)
     values_left_out: int = 0
+    attempts: int = 1
+    superseded: int = 0
     damaged: list[str] = field(default_factory=list)
 
 
@@ -129,11 +134,14 @@ def read_run(journal: Path) -> Readout:
     series: dict[str, _Series] = {}
     values: dict[tuple[str, str], ValueSummary] = {}
     reader = JournalReader(journal)
+    attempts = Attempts(journal)
     try:
         chunk = reader.read({}, max_points=CHUNK_POINTS)
         while not chunk.empty:
             readout.damaged.extend(chunk.damaged)
-            for record in chunk.records:
+            parts = attempts.kept_of(chunk)
+            readout.superseded += sum(part.values_left_out for _, part in parts)
+            for record in (record for _, part in parts for record in part.kept):
                 match record:
                     case MetricsLogged():
                         _take_metrics(record, series)
@@ -146,8 +154,10 @@ def read_run(journal: Path) -> Readout:
                     case _:
                         _take_value(record, values, readout)
             chunk = reader.read(chunk.position, max_points=CHUNK_POINTS)
+        readout.attempts = max(attempts.look(), 1)
     finally:
         reader.close()
+        attempts.close()
     readout.metrics = {name: one.summary() for name, one in series.items()}
     readout.values = list(values.values())
     return readout

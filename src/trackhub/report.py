@@ -92,6 +92,8 @@ class BackendStanding:
             )
         for kind, count in report.skipped.items():
             lines.append(f"{self.backend}: has no place for {kind.replace('_', ' ')}: {count:,} not shown there")
+        if report.superseded:
+            lines.append(f"{self.backend}: {report.superseded:,} points left out: a later attempt has logged them anew")
         for reason, note in report.notes.items():
             shown = note.examples[:3]
             subjects = ", ".join(f"{subject} ({detail})" if detail else subject for subject, detail in shown)

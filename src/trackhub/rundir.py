@@ -45,6 +45,8 @@ class Manifest(msgspec.Struct, frozen=True):
         reserved_params: Names of params that the place where the run takes place logs by itself.
         copy_of: The run that this one is a copy of, made by `trackhub replay`.
         copy_mark: Tells whether a copy was made with the same secrets; too short to tell anything else of them.
+        origin: What tells this directory from those of the same run on other machines; empty where the run's id alone
+            does, because it was made up here.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
     reserved_params: list[str] = []
     copy_of: str | None = None
     copy_mark: str = ""
+    origin: str = ""
 
 
 def new_run_id() -> str:

@@ -14,14 +14,22 @@ from pathlib import Path
 
 import msgspec
 
-from trackhub.journal import FORMAT_VERSION, Holders, JournalReader, RankStarted, WriterStarted, segment_name
+from trackhub.journal import (
+    FORMAT_VERSION,
+    Holders,
+    JournalReader,
+    RankStarted,
+    WriterResumed,
+    WriterStarted,
+    segment_name,
+)
 from trackhub.records import MetricsLogged, RunEnded
 
 _HEADER_BYTES = 24
 _FRAME_BYTES = 8
 _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<8sI")
-_PARAMS, _ROC_CURVE, _END, _NAMES, _VALUES, _STARTED, _RANK_STARTED = 3, 14, 15, 16, 17, 18, 19
+_PARAMS, _ROC_CURVE, _END, _NAMES, _VALUES, _STARTED, _RESUMED = 3, 14, 15, 16, 17, 18, 20
 _METRICS = 2
 _UINT32 = 0xCE
 _UINT64 = 0xCF
@@ -96,6 +104,36 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
         reader.close()
 
 
+def last_step(journal: Path, only: int | None = None) -> int:
+    """The step of the metrics that the last writer with any has logged last; -1 if there are none.
+
+    Reads the ends of the journal's writers, not all of it.
+
+    Args:
+        journal: The run's `journal` directory.
+        only: This writer alone.
+
+    Raises:
+        JournalError: A newer trackhub wrote it.
+    """
+    reader = JournalReader(journal)
+    try:
+        segments = reader.segments()
+        for writer in reversed(segments):
+            if only not in (None, writer):
+                continue
+            for number in reversed(segments[writer]):
+                try:
+                    found = _skim_segment(journal / segment_name(writer, number), _HEADER_BYTES)[0].last_step
+                except _OddFrameError:
+                    found = skim(journal).last_step
+                if found is not None:
+                    return found
+    finally:
+        reader.close()
+    return -1
+
+
 def _add(earlier: Skim, later: Skim) -> Skim:
     newer = later if later.last_time_ns >= earlier.last_time_ns else earlier
     older = earlier if newer is later else later
@@ -129,12 +167,12 @@ def _skim_segment(path: Path, offset: int) -> tuple[Skim, WriterStarted | None, 
             points += (size - 21 if data[at + 15] == _UINT32 else size - 25) >> 3
             records += 1
             last_values = at
-        elif data[at + 8] & 0xF0 != 0x90 or not _METRICS <= tag <= _RANK_STARTED:
+        elif data[at + 8] & 0xF0 != 0x90 or not _METRICS <= tag <= _RESUMED:
             raise _OddFrameError
         elif _PARAMS <= tag <= _ROC_CURVE:
             records += 1
-        elif tag in (_STARTED, _RANK_STARTED):
-            started = msgspec.msgpack.decode(_whole_payload(data, at), type=WriterStarted | RankStarted)
+        elif tag >= _STARTED:
+            started = msgspec.msgpack.decode(_whole_payload(data, at), type=WriterStarted | RankStarted | WriterResumed)
         if tag != _NAMES:
             last = at
         at += size + _FRAME_BYTES

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ def init(
     backends: Sequence[str] | str | None = None,
     tags: Mapping[str, Any] | None = None,
     run_id: str | None = None,
+    resume_step: int | None = None,
     dir: str | Path | None = None,
     mode: str | None = None,
     ranks: str | None = None,
@@ -55,6 +57,8 @@ def init(
         backends: Names of the backends that get the run; none: the journal alone.
         tags: Set at once, as by `set_tags`; those of rank 0, where all ranks record.
         run_id: The id of the run; that of an earlier run goes on with it. Default: a new one.
+        resume_step: The step of the checkpoint that training goes on from. What an earlier attempt logged after it is
+            superseded by what is logged now, and steps that are left out are counted from there.
         dir: The directory that holds the run directories; default `.trackhub`.
         mode: "online", "offline" (journal alone, for `trackhub sync` later) or "disabled" (nothing is recorded).
         ranks: Which of the processes of a distributed training record: "zero" (default) or "all".
@@ -72,6 +76,8 @@ def init(
     ...     tracker.log_metrics({"loss": 0.5}, step=0)
     """
     working_directory = Path.cwd()
+    if resume_step is not None:
+        resume_step = plain.step_of(resume_step)
     loaded = settings.load(
         {
             "project": project,
@@ -103,7 +109,7 @@ def init(
         place = None
     run = _create(loaded, options, context, working_directory, joins=place is not None and place.rank > 0)
     termination.watch()
-    tracker = Tracker.start(run, chosen, options, place=place)
+    tracker = Tracker.start(run, chosen, options, place=place, resume_step=resume_step)
     context.before_end(tracker.end_before_waiting)
     if place is not None and place.rank:
         # What all ranks start with is said once, by rank 0.
@@ -241,6 +247,7 @@ def _manifest(
         version=VERSION,
         in_process=in_process,
         reserved_params=sorted(context.reserved_params),
+        origin=secrets.token_hex(4) if chosen.run_id else "",
     )
     earlier = RunDirectory(root / identity)
     if not earlier.exists:
@@ -255,4 +262,5 @@ def _manifest(
         parent_id=past.parent_id,
         working_directory=past.working_directory,
         in_process=sorted({*past.in_process, *in_process}),
+        origin=past.origin,
     )

@@ -47,6 +47,7 @@ from trackhub.records import (
 )
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
+from trackhub.skim import last_step
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
 
 _log = logging.getLogger("trackhub")
@@ -109,6 +110,7 @@ class Tracker:
         options: Mapping[str, Any],
         parent: Tracker | None = None,
         place: Place | None = None,
+        resume_step: int | None = None,
     ) -> Tracker:
         """A tracker that records into a run directory, and has it delivered if the mode is online.
 
@@ -118,6 +120,7 @@ class Tracker:
             options: Backend -> its validated options.
             parent: For a child run, the run it belongs to.
             place: Where several ranks record into the run, this process's place among them.
+            resume_step: The step of the checkpoint that is gone on from.
 
         Raises:
             OSError: The journal cannot be written.
@@ -133,7 +136,18 @@ class Tracker:
         if past and past not in holders.ends and writer_is_alive(run.journal, past):
             # A living process holds this run, or its part of it: write into it, and leave its end to that process.
             tracker._role = "worker"
-        tracker._attach()
+            if resume_step is not None:
+                _log.warning(
+                    "trackhub: run %s: a process that still runs holds it, so nothing is superseded after step %d; "
+                    "end that process first",
+                    run.manifest.id,
+                    resume_step,
+                )
+        elif resume_step is not None:
+            tracker._next_step = resume_step + 1
+        elif past:
+            tracker._next_step = last_step(run.journal, only=past if place and place.rank else None) + 1
+        tracker._attach(resume_step)
         if chosen.mode == "online":
             for name, option in options.items():
                 if tracker._role == "owner":
@@ -227,7 +241,8 @@ class Tracker:
         Args:
             metrics: Name -> a number: Python, NumPy, torch or JAX scalar; NaN and infinities are kept, None is NaN.
                 Stored as float64.
-            step: One step for the whole mapping; when left out it is one more than the last one.
+            step: One step for the whole mapping; when left out it is one more than the last one, also of the earlier
+                process where this one goes on with a run.
             timestamp: Seconds since the Unix epoch, or a datetime; default: now.
         """
         if step is None:
@@ -562,7 +577,7 @@ class Tracker:
 
     # --- the journal of this process
 
-    def _attach(self) -> tuple[JournalWriter, BlobStore]:
+    def _attach(self, resume_step: int | None = None) -> tuple[JournalWriter, BlobStore]:
         """Open a writer of this process's own, and have it synced off this thread."""
         run = self._run
         assert run is not None
@@ -572,8 +587,17 @@ class Tracker:
             for name in names:
                 plain.metric_name(name.removeprefix(prefix) if prefix and isinstance(name, str) else name)
 
-        numbers = (place.rank, place.count) if place else ()
-        journal = JournalWriter(run.journal, self._role, _now_ns(), VERSION, check_names, *numbers)
+        journal = JournalWriter(
+            run.journal,
+            self._role,
+            _now_ns(),
+            VERSION,
+            check_names,
+            rank=place.rank if place else 0,
+            rank_count=place.count if place else 1,
+            # Ranks start in any order: each supersedes what it logs anew, which is under its own names.
+            resume_step=None if place else resume_step,
+        )
         blobs = BlobStore(run.blobs, f"{journal.writer:04d}")
 
         def append_own(metrics: Mapping[str, Any], step: int, time_ns: int) -> None:

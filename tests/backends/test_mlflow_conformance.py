@@ -27,6 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 class TestMlflow(BackendConformance):
     kind = MlflowBackend
+    takes_back = False
     vendor_modules = ("mlflow", "sqlalchemy")
 
     @pytest.fixture(autouse=True)

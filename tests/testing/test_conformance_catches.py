@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trackhub import BackendOptions, OpenedRun, RunInfo
+from trackhub import BackendOptions, OpenedRun, Rewind, RunInfo
 from trackhub.records import EndStatus, MetricsLogged, Record
 from trackhub.testing import BackendConformance, MemoryBackend, Shown
 from trackhub.testing.memory import MemoryRun
@@ -196,6 +196,22 @@ class NeedsOpen(MemoryBackend):
         self._run.status  # noqa: B018
 
 
+class GoesOn(MemoryBackend):
+    """Says that it has taken back what is superseded."""
+
+    def rewind(self, rewind: Rewind) -> bool:
+        return True
+
+
+class TakesBackTooMuch(MemoryBackend):
+    """Forgets all metrics from the step on."""
+
+    def rewind(self, rewind: Rewind) -> bool:
+        lowest = min([*rewind.metrics.values(), *([] if rewind.after_step is None else [rewind.after_step])])
+        self._run.rewind(Rewind(rewind.attempt, rewind.time_ns, lowest - 1))
+        return True
+
+
 CAUGHT: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (Forgets, "test_a_whole_run_arrives_through_a_delivery", {}),
     (Buffers, "test_metrics_are_there_when_the_call_returns", {}),
@@ -218,6 +234,10 @@ CAUGHT: list[tuple[type[MemoryBackend], str, dict[str, Any]]] = [
     (Threads, "test_nothing_is_left_running", {}),
     (Files, "test_nothing_is_left_running", {}),
     (Children, "test_nothing_is_left_running", {}),
+    (GoesOn, "test_steps_logged_anew_supersede_the_earlier_ones", {}),
+    (GoesOn, "test_steps_logged_anew_supersede_the_earlier_ones_without_being_told", {}),
+    (TakesBackTooMuch, "test_steps_logged_anew_supersede_the_earlier_ones", {}),
+    (TakesBackTooMuch, "test_steps_logged_anew_supersede_the_earlier_ones_without_being_told", {}),
     (NeedsOpen, "test_letting_go_never_raises", {}),
 ]
 

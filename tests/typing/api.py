@@ -28,6 +28,7 @@ def starting() -> None:
         tags={"stage": "trial", "attempt": 2},
         run_id="my-run",
         ranks="all",
+        resume_step=40,
         dir=Path("runs"),
         mode="offline",
         finish_timeout=5,

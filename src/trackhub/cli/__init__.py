@@ -358,8 +358,10 @@ def cat(
 ) -> None:
     """Print every record of a run as a line of JSON: its kind, its time (ISO 8601, UTC) and its fields.
 
-    JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity".
+    JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity". Where a run was gone on
+    with, "attempt" says by which process in turn, also for what a later one has superseded.
     """
+    from trackhub.attempts import Attempts
     from trackhub.cli.finding import find_run, place_of
     from trackhub.cli.plainly import json_bytes, kinds_of, plain_record
     from trackhub.journal import JournalReader
@@ -367,16 +369,20 @@ def cat(
     found = find_run(run, place_of(directory))
     wanted = kinds_of(part for text in kind for part in text.split(",")) if kind else None
     out = sys.stdout.buffer
-    reader = JournalReader(found.journal)
+    reader, attempts = JournalReader(found.journal), Attempts(found.journal)
     try:
         chunk = reader.read({})
         while not chunk.empty:
-            records = chunk.records if wanted is None else (one for one in chunk.records if isinstance(one, wanted))
-            out.writelines(json_bytes(plain_record(record)) + b"\n" for record in records)
+            several = attempts.look() > 1
+            for writer, records in chunk.by_writer():
+                more = {"attempt": attempts.number_of(writer)} if several else {}
+                chosen = records if wanted is None else [one for one in records if isinstance(one, wanted)]
+                out.writelines(json_bytes({**plain_record(record), **more}) + b"\n" for record in chosen)
             for place in chunk.damaged:
                 _say(f"damage in the journal: {place}")
             chunk = reader.read(chunk.position)
     finally:
+        attempts.close()
         reader.close()
     out.flush()
 

@@ -165,6 +165,8 @@ def plain_readout(one: Overview, readout: Readout) -> dict[str, Any]:
         "metrics": metrics,
         "values": [asdict(value) for value in readout.values],
         "values_left_out": readout.values_left_out,
+        "attempts": readout.attempts,
+        "superseded": readout.superseded,
         "damaged": readout.damaged,
         "sentences": [line for standing in one.standings for line in standing.sentences()],
     }

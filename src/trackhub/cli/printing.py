@@ -198,6 +198,10 @@ def print_run(printer: Printer, one: Overview, readout: Readout, report: Deliver
     if readout.values:
         _heading(printer, "artifacts and rich values")
         printer.table(_values_table(readout.values), indent=2)
+    if readout.superseded:
+        printer.line(
+            f"  {readout.superseded:,} values of {readout.attempts} attempts are superseded: logged anew by a later one"
+        )
     if readout.values_left_out:
         printer.line(f"  and {readout.values_left_out:,} more under other names")
     _heading(printer, "backends")

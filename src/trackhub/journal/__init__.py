@@ -8,10 +8,11 @@ Apart because everything else leans on it: it is the one thing that must still b
     frame    = size:u32 crc:u32 payload      size of the payload, never 0; CRC-32 (zlib's) of the payload
     payload  = a MessagePack array: [tag, field, ...]
 
-A payload is one of the records of `records.py`, or one of four that exist on disk only:
+A payload is one of the records of `records.py`, or one of five that exist on disk only:
 
-    WriterStarted = [18, time_ns, role, process_id, host, version]   the first frame of a writer, or this:
+    WriterStarted = [18, time_ns, role, process_id, host, version]   the first frame of a writer, or one of these:
     RankStarted   = [19, time_ns, role, process_id, host, version, rank, rank_count]
+    WriterResumed = [20, time_ns, role, process_id, host, version, resume_step]
     MetricNames   = [16, [name, ...]]
     MetricValues  = [17, names_at, step, time_ns, values:bin]    values: big-endian float64, in the order of the names
 
@@ -37,6 +38,7 @@ from trackhub.journal.frames import (
     Position,
     RankStarted,
     Role,
+    WriterResumed,
     WriterStarted,
     segment_name,
 )
@@ -57,6 +59,7 @@ __all__ = [
     "Position",
     "RankStarted",
     "Role",
+    "WriterResumed",
     "WriterStarted",
     "is_locked",
     "lock_file",

@@ -59,6 +59,16 @@ class RankStarted(WriterStarted, frozen=True, array_like=True, tag=19):
     rank_count: int
 
 
+class WriterResumed(WriterStarted, frozen=True, array_like=True, tag=20):
+    """The same for an owner that goes on from a checkpoint.
+
+    Args:
+        resume_step: The checkpoint's step: what the run was given before with a later one is superseded.
+    """
+
+    resume_step: int
+
+
 class MetricNames(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """Names of metrics, written once a segment."""
 
@@ -78,7 +88,7 @@ JournalRecord = Deliverable | RunEnded
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(
     # MetricsLogged itself is never on disk: MetricNames and MetricValues stand for it.
-    JournalRecord | WriterStarted | RankStarted | MetricNames | MetricValues
+    JournalRecord | WriterStarted | RankStarted | WriterResumed | MetricNames | MetricValues
 ).decode
 
 

@@ -54,6 +54,7 @@ class Chunk:
         position: Where to go on.
         began: Writers that began in this chunk, and who they are.
         ends: Writers whose `RunEnded` was in this chunk.
+        parts: Writer and number of its first record in `records`, for each writer that has any.
         damaged: One sentence for each damaged place that was skipped.
         empty: Whether there was nothing to read.
         full: Whether reading stopped because there was enough for one chunk.
@@ -63,6 +64,7 @@ class Chunk:
     position: Position = field(default_factory=dict)
     began: dict[int, WriterStarted] = field(default_factory=dict)
     ends: dict[int, RunEnded] = field(default_factory=dict)
+    parts: list[tuple[int, int]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     empty: bool = True
     full: bool = False
@@ -71,6 +73,11 @@ class Chunk:
     def owners(self) -> list[int]:
         """Writers that began in this chunk as the run's owner."""
         return [writer for writer, started in self.began.items() if started.role == "owner"]
+
+    def by_writer(self) -> list[tuple[int, list[JournalRecord]]]:
+        """The records of each writer that has any, with its number."""
+        ends = [*(first for _, first in self.parts[1:]), len(self.records)]
+        return [(writer, self.records[first:end]) for (writer, first), end in zip(self.parts, ends, strict=True)]
 
 
 class JournalReader:
@@ -153,6 +160,7 @@ class JournalReader:
                 continue
             place = chunk.position.get(str(writer))
             number, offset = place or (-1, HEADER.size)
+            before = len(chunk.records)
             while budget.left:
                 later = bisect_right(numbers, number)
                 followed = later < len(numbers)
@@ -164,6 +172,8 @@ class JournalReader:
                     missing = segment_name(writer, number + 1)
                     chunk.damaged.append(f"{missing} is missing, with {numbers[later] - number - 1} segments in all")
                 number, offset = numbers[later], HEADER.size
+            if len(chunk.records) > before:
+                chunk.parts.append((writer, before))
             if number >= 0 and place != (number, offset):
                 chunk.position[str(writer)] = (number, offset)
                 chunk.empty = False

@@ -28,6 +28,7 @@ from trackhub.journal.frames import (
     MetricNames,
     RankStarted,
     Role,
+    WriterResumed,
     WriterStarted,
     crc32,
     encode,
@@ -160,6 +161,8 @@ class JournalWriter:
         check_names: Called with each new set of metric names before it is written; raises if one is not accepted.
         rank: The process's rank, where a launcher started several.
         rank_count: How many of them there are.
+        resume_step: The step after which this writer supersedes what was written before; None for no such thing. Not
+            for one of several ranks.
 
     Raises:
         OSError: The directory or the first segment cannot be created.
@@ -174,6 +177,7 @@ class JournalWriter:
         check_names: Callable[[tuple[str, ...]], None] | None = None,
         rank: int = 0,
         rank_count: int = 1,
+        resume_step: int | None = None,
     ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
@@ -201,7 +205,12 @@ class JournalWriter:
         self._position = self._segment.used
         self._series: dict[tuple[str, ...], _Series] = {}
         who = (time_ns, role, os.getpid(), socket.gethostname(), version)
-        self.append(WriterStarted(*who) if rank_count == 1 else RankStarted(*who, rank, rank_count))
+        if rank_count > 1:
+            self.append(RankStarted(*who, rank, rank_count))
+        elif resume_step is not None:
+            self.append(WriterResumed(*who, resume_step))
+        else:
+            self.append(WriterStarted(*who))
 
     @property
     def position(self) -> tuple[int, int, int]:

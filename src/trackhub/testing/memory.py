@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from trackhub.backend import Backend, OpenedRun, RunInfo, hookimpl
+from trackhub.backend import Backend, OpenedRun, Rewind, RunInfo, hookimpl
 from trackhub.errors import RecordRejected
 from trackhub.records import (
     ArtifactLogged,
@@ -44,6 +44,7 @@ class MemoryRun:
         self.info = info
         self.status: RunStatus = "running"
         self._records: dict[bytes, Record] = {}
+        self._points: set[bytes] = set()
 
     @property
     def records(self) -> list[Record]:
@@ -53,7 +54,32 @@ class MemoryRun:
     def add(self, records: Sequence[Record]) -> None:
         """Keep records; one that is there already, to the nanosecond and in all it says, is kept once."""
         for record in records:
+            if isinstance(record, MetricsLogged):
+                # Point by point: of a record that comes again, a part may have been taken back.
+                fresh = {name: one for name, one in record.values.items() if _point(record, name) not in self._points}
+                self._points.update(_point(record, name) for name in fresh)
+                if not fresh and record.values:
+                    continue
+                record = MetricsLogged(record.time_ns, record.step, fresh)
             self._records.setdefault(msgspec.msgpack.encode(record), record)
+
+    def rewind(self, rewind: Rewind) -> None:
+        """Forget what is superseded."""
+        kept: dict[bytes, Record] = {}
+        for key, record in self._records.items():
+            step = getattr(record, "step", None)
+            if isinstance(record, MetricsLogged):
+                values = {name: one for name, one in record.values.items() if not rewind.supersedes(name, record.step)}
+                if len(values) == len(record.values):
+                    kept[key] = record
+                elif values:
+                    rest = MetricsLogged(record.time_ns, record.step, values)
+                    kept[msgspec.msgpack.encode(rest)] = rest
+            elif step is None or rewind.after_step is None or step <= rewind.after_step:
+                kept[key] = record
+        self._records = kept
+        metrics = [record for record in kept.values() if isinstance(record, MetricsLogged)]
+        self._points = {_point(record, name) for record in metrics for name in record.values}
 
     def shown(self) -> Shown:
         """The run as plain dicts and lists. The contents of files are read from the run directory."""
@@ -81,6 +107,10 @@ class MemoryRun:
         return shown
 
 
+def _point(record: MetricsLogged, name: str) -> bytes:
+    return msgspec.msgpack.encode((record.time_ns, record.step, name, record.values[name]))
+
+
 class MemoryBackend(Backend):
     """Keeps runs in this process: `MemoryBackend.runs[tracker.id]`. Shows every kind of record."""
 
@@ -101,6 +131,11 @@ class MemoryBackend(Backend):
     def close(self, status: EndStatus) -> None:
         """Keep how the run ended."""
         self._run.status = status
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Forget what is superseded."""
+        self._run.rewind(rewind)
+        return True
 
     def _take(self, records: Sequence[Record]) -> None:
         for record in records:

@@ -73,12 +73,24 @@ class Rehearsal:
     def log(self, *records: JournalRecord) -> None:
         """Write records to the run's journal."""
         if self._writer is None:
-            self._writer = JournalWriter(self.run.journal, "owner", 1)
+            self.begin()
+        assert self._writer is not None
         for record in records:
             if type(record) is MetricsLogged:
                 self._writer.append_metrics(record.values, record.step, record.time_ns)
             else:
                 self._writer.append(record)
+
+    def begin(self, resume_step: int | None = None, time_ns: int = CREATED_NS) -> None:
+        """Have another process go on with the run, whose last one has vanished if it has not ended.
+
+        Args:
+            resume_step: What is given to `init`.
+            time_ns: When that is.
+        """
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = JournalWriter(self.run.journal, "owner", time_ns, resume_step=resume_step)
 
     def end(self, status: EndStatus = "finished") -> None:
         """End the run; what is logged afterwards is a process that goes on with it."""

@@ -22,6 +22,7 @@ from trackhub import (
     BackendUnavailable,
     OpenedRun,
     RecordRejected,
+    Rewind,
     RunInfo,
     StateLost,
     hookimpl,
@@ -56,7 +57,8 @@ class CsvBackend(Backend):
         """Find the run's directory, or make it, and cut off what was written and not remembered."""
         self._run = run
         self._folder = Path(self.options.directory) / run.id
-        path = self._folder / "metrics.csv"
+        # The same run may be written from several machines, each into a file of its own.
+        path = self._path = self._folder / (f"metrics-{run.origin}.csv" if run.origin else "metrics.csv")
         with self._disk():
             self._folder.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -77,6 +79,23 @@ class CsvBackend(Backend):
     def close(self, status: EndStatus) -> None:
         """Write how the run ended."""
         self._write_status(status)
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Leave out of the file what a later attempt logs anew.
+
+        If this is cut short the file is shorter than remembered, and all is given again.
+        """
+        new = self._path.with_suffix(".new")
+        with self._disk(), self._path.open(newline="", encoding="utf-8") as lines:
+            with new.open("w", newline="", encoding="utf-8") as kept:
+                reader, writer = csv.reader(lines), csv.writer(kept)
+                writer.writerow(next(reader))
+                writer.writerows(line for line in reader if not rewind.supersedes(line[1], int(line[0])))
+            new.replace(self._path)
+            self.disconnect()
+            self._file = self._path.open("r+b")
+            self._size_bytes = self._path.stat().st_size
+        return list(self._folder.glob("metrics*.csv")) == [self._path]
 
     def disconnect(self) -> None:
         """Close the file."""

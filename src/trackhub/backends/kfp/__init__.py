@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from trackhub.backend import Backend, OpenedRun, RunInfo, hookimpl
+from trackhub.backend import Backend, OpenedRun, Rewind, RunInfo, hookimpl
 from trackhub.backends.kfp import classification
 from trackhub.backends.kfp.contents import PLACES, forget, known_contents, new_contents, others
 from trackhub.backends.kfp.executor import before_output
@@ -126,6 +126,17 @@ class KfpBackend(Backend):
         self._contents.status = status
         self._contents.touch()
         self._show()
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Have all be given again if something is superseded: what was given is in memory, and summed up.
+
+        Raises:
+            StateLost: It is; what is superseded will not be given again.
+        """
+        for name, series in self._contents.series.items():
+            if series.highest_step is not None and rewind.supersedes(name, series.highest_step):
+                raise StateLost("a later attempt has logged steps anew")
+        return True
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Metrics: the last finite value of each; all of them, step by step, as JSON lines at the artifact's path."""

@@ -31,6 +31,7 @@ class Series:
         self.first: tuple[int, float] | None = None
         self.last = math.nan
         self.last_step = 0
+        self.highest_step: int | None = None
         self.least = math.inf
         self.greatest = -math.inf
         self.not_finite = 0
@@ -51,6 +52,7 @@ class Series:
         if self.values:
             self.first = self.first or (self.steps[0], self.values[0])
             self.count += len(self.values)
+            self.highest_step = max(self.steps if self.highest_step is None else (self.highest_step, *self.steps))
             self.last, self.last_step = self.values[-1], self.steps[-1]
             self.least = min(self.least, min(self.values))
             self.greatest = max(self.greatest, max(self.values))

@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import Field
 
-from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, VendorVariable, hookimpl
+from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, VendorVariable, hookimpl
 from trackhub.backends.mlflow.artifacts import RunArtifacts, path_of_only_file, thumbnail
 from trackhub.backends.mlflow.errors import Translated
 from trackhub.backends.mlflow.names import is_shortened, to_artifact_path, to_image_key, to_mlflow_key, to_model_name
@@ -58,7 +58,8 @@ from trackhub.records import (
 )
 
 _RUN_TAG = "trackhub.run_id"
-_OUR_TAGS = frozenset({_RUN_TAG, "trackhub.version"})
+_ATTEMPT_TAG, _SUPERSEDED_TAG = "trackhub.attempt", "trackhub.superseded"
+_OUR_TAGS = frozenset({_RUN_TAG, "trackhub.version", _ATTEMPT_TAG, _SUPERSEDED_TAG})
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _STATUSES: Mapping[EndStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _FIGURE_SUFFIXES = {"image/png": ".png", "text/html": ".html", "image/svg+xml": ".svg"}
@@ -180,6 +181,26 @@ class MlflowBackend(Backend):
             return
         with self._translated("end the run", may_reject=False):
             self._client.set_terminated(self._run_id, _STATUSES[status], self._ended_ms or int(time.time() * 1000))
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Say in tags which points are superseded: MLflow can delete a run, but no point of it."""
+        with self._translated("read what is superseded", may_reject=False):
+            data = self._client.get_run(self._run_id).data
+        began_ms = rewind.time_ns // 1_000_000
+        limits = {self._key(name): rewind.last_kept_step(name) for name in rewind.metrics}
+        # The last point of each metric. Where it is of the new attempt, this has been here before.
+        found = {
+            last.key: limits.get(last.key, rewind.after_step)
+            for last in data._metric_objs
+            if (kept := limits.get(last.key, rewind.after_step)) is not None
+            and last.step > kept
+            and last.timestamp < began_ms
+        }
+        if found:
+            entries = _with_superseded(data.tags.get(_SUPERSEDED_TAG, ""), rewind, began_ms, found)
+            attempt = max(rewind.attempt, len(entries) + 1)
+            self._send_pairs({}, {_SUPERSEDED_TAG: json.dumps(entries), _ATTEMPT_TAG: str(attempt)})
+        return False
 
     def disconnect(self) -> None:
         """Close the connections to a database; those to a server are pooled by MLflow."""
@@ -647,6 +668,31 @@ def _same_json(stored: str, value: Any, text: str) -> bool:
     except ValueError:
         return False
     return str(loaded) == text or json.dumps(loaded, sort_keys=True) == json.dumps(value, sort_keys=True)
+
+
+def _with_superseded(tag: str, rewind: Rewind, began_ms: int, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the tag says of the points that are superseded, with what has been found now.
+
+    An entry is an attempt: points that were logged before it began (milliseconds since the Unix epoch, as MLflow's own)
+    are superseded behind a step, `after_step` for all metrics and those in `metrics` for one each.
+    """
+    try:
+        entries = [entry for entry in json.loads(tag) if isinstance(entry, dict)]
+    except (ValueError, TypeError):
+        entries = []
+    entry: dict[str, Any] = {"attempt": rewind.attempt, "logged_before": began_ms}
+    same = [one for one in entries if entry.items() <= one.items()]
+    entry = same[0] if same else entry
+    if entry not in entries:
+        entries.append(entry)
+    if rewind.after_step is not None:
+        entry["after_step"] = rewind.after_step
+    else:
+        before = entry.get("metrics", {})
+        entry["metrics"] = {**found, **before} if isinstance(before, dict) else before
+    if len(json.dumps(entries)) > _MAX_TAG_LENGTH:
+        entry["metrics"] = f"more than fit here, from step {min(found.values()) + 1} on"
+    return entries
 
 
 def _chunks(pairs: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, hookimpl
+from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, hookimpl
 from trackhub.backends.neptune import offline
 from trackhub.backends.neptune.appending import Appending, Picture
 from trackhub.backends.neptune.connection import Connection
@@ -24,6 +24,7 @@ from trackhub.backends.neptune.names import to_custom_run_id
 from trackhub.backends.neptune.options import NeptuneOptions, check, probe
 from trackhub.backends.neptune.placing import extension_of, is_in_series, is_large, stepped
 from trackhub.backends.neptune.reading import NeptuneReadBack, connect_to_read
+from trackhub.backends.neptune.rewinding import SeriesCutter
 from trackhub.backends.neptune.session import Session
 from trackhub.backends.neptune.uploads import Uploads
 from trackhub.backends.neptune.values import ATOM_TYPES, MAX_POINT_LENGTH, MAX_TEXT_LENGTH, shortened, to_atom
@@ -106,6 +107,29 @@ class NeptuneBackend(Backend):
             run["sys/failed"] = status != "finished"
 
         self._open_session.send("end the run", end)
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Cut series short: deleted, and what is to stay sent again. Series of images are left as they are."""
+        session = self._open_session
+        session.ensure()
+        cutter = SeriesCutter(session, self._run.directory, rewind.attempt)
+        for path, last_kept in list(cutter.half_done()):
+            self._series.cut(STRINGS if path.startswith("text/") else FLOATS, {path: last_kept}, cutter)
+        if rewind.after_step is not None:
+            for prefix, kind in (("metrics", FLOATS), ("text", STRINGS)):
+                limits = dict.fromkeys(session.fields.of_type(prefix, kind), rewind.after_step)
+                self._series.cut(kind, limits, cutter)
+        limits = {}
+        for name, step in rewind.metrics.items():
+            place = session.fields.known_place("metrics", name, FLOATS)
+            if place is not None:
+                limits[place] = step
+        self._series.cut(FLOATS, limits, cutter)
+        for path, (_, last_step) in self._series.images.items():
+            if rewind.after_step is not None and last_step > rewind.after_step:
+                detail = f"images after step {rewind.after_step} stay; those of the same steps are not added to them"
+                self.notes.add("superseded and still shown", path.partition("/")[2][:200], detail)
+        return True
 
     def disconnect(self) -> None:
         """Stop the client, or leave it behind if it cannot be stopped."""

@@ -6,15 +6,17 @@ the server, which may have more than the last answer said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trackhub.backend import Notes
 from trackhub.backends.neptune.client import file_type, image_count
 from trackhub.backends.neptune.fields import IMAGES
+from trackhub.backends.neptune.rewinding import SeriesCutter
 from trackhub.backends.neptune.series import End, Growth, grow
 from trackhub.backends.neptune.session import Session
+from trackhub.errors import StateLost
 
 _IMAGES_AT_ONCE_BYTES = 8 << 20
 _NOT_INCREASING = "left out: the steps of Neptune's series only grow"
@@ -85,6 +87,32 @@ class Appending:
                 self._notes.add("step not increasing", path.partition("/")[2][:200], _NOT_INCREASING)
         for note in extra:
             self._notes.add(*note)
+
+    def cut(self, kind: str, limits: Mapping[str, int], cutter: SeriesCutter) -> None:
+        """Have series end with a step, those that go beyond it.
+
+        Args:
+            kind: The type of the fields.
+            limits: Path -> the last step that may stay.
+            cutter: Does it.
+
+        Raises:
+            StateLost: Offline, where nothing can be taken back.
+        """
+        self._session.ensure()
+        self._begin()
+        unknown = [path for path in limits if path not in self._ends]
+        if unknown:
+            self._look_up(kind, unknown)
+        for path, last_kept in limits.items():
+            end = self._ends[path]
+            if self._session.offline:
+                if end is not None and end.step > last_kept:
+                    raise StateLost("what is superseded cannot be taken back from an offline directory")
+                continue
+            end, changed = cutter.cut(path, last_kept, end)
+            if changed:
+                self._ends[path] = self._stored[path] = end
 
     def append_images(self, prefix: str, pictures: Sequence[Picture]) -> bool:
         """Append images; whether `images` has changed."""

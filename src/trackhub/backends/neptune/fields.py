@@ -38,6 +38,10 @@ class Fields:
         """Whether the field was there before anything was placed."""
         return path in self._found
 
+    def of_type(self, prefix: str, kind: str) -> list[str]:
+        """The paths of the fields below a namespace that have a type."""
+        return [path for path, one in self._types.items() if one == kind and path.startswith(f"{prefix}/")]
+
     def type_of(self, path: str) -> str | None:
         """The type of a field; None if there is none."""
         return self._types.get(path)
@@ -70,6 +74,11 @@ class Fields:
                 self.add(known, kind)
             self._places[prefix, name, kind] = known
         return known
+
+    def known_place(self, prefix: str, name: str, kind: str) -> str | None:
+        """Where something is stored; None if it has no place yet."""
+        path = self._places.get((prefix, name, kind)) or self._find(to_path(prefix, name, MAX_PATH_BYTES), kind)
+        return path if self._types.get(path) == kind else None
 
     def _find(self, wanted: str, kind: str) -> str:
         first, *rest = wanted.split("/")

@@ -11,16 +11,23 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from pydantic import Field
 
-from trackhub.backend import Backend, BackendOptions, OpenedRun, RunInfo, hookimpl
+from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, hookimpl
 from trackhub.backends.tensorboard.events import FAILURE, RUNNING, SUCCESS, EventMaker, Hyperparameter
-from trackhub.backends.tensorboard.file import EventFile, copy_file, framed, replace_file, unavailable_on_os_error
+from trackhub.backends.tensorboard.file import (
+    EventFile,
+    copy_file,
+    events_in,
+    framed,
+    replace_file,
+    unavailable_on_os_error,
+)
 from trackhub.backends.tensorboard.reading import TensorBoardReadBack
 from trackhub.backends.tensorboard.text import escaped, file_name, markdown_table, run_directory_name, value_text
 from trackhub.errors import MissingPackageError, RecordRejected, SettingsError, StateLost
@@ -47,6 +54,7 @@ SHOWN_TABLE_ROWS = 200
 SHOWN_TEXT_BYTES = 256 * 1024
 """TensorBoard renders Markdown anew at every look; beyond this a page takes seconds to come."""
 
+_COPIED_AT_ONCE = 1000
 _LARGEST_EXACT_INTEGER = 2**53  # hyperparameters are 64-bit floats
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _SUFFIXES = {"text/html": ".html", "image/svg+xml": ".svg", "application/json": ".json", "text/plain": ".txt"}
@@ -68,6 +76,8 @@ class TensorBoardOptions(BackendOptions):
 
 class TensorBoardBackend(Backend):
     """Writes a run as one TensorBoard event file, each record exactly once.
+
+    What a later attempt supersedes stays in the file, behind which an event then has TensorBoard forget it.
 
     What counts as delivered is the file's size in the state: `open` cuts the file back to it, and the same records
     then give the same bytes again. A second, small file whose name sorts before the first is written only if params
@@ -115,12 +125,14 @@ class TensorBoardBackend(Backend):
         """
         self._run = run
         self._make = EventMaker(state.get("tags", {}), self.notes)
+        self._make.stepless.update(state.get("stepless", ()))
         logdir = _absolute(self.options.logdir, run.working_directory)
         parent = "" if run.parent_remote_id is None else f"{run.parent_remote_id}/"
         remote_id = parent + run_directory_name(run.name, run.id)
         self._directory = logdir / remote_id
-        seconds, own = run.created_ns // 10**9, file_name(run.id)
-        path = self._directory / f"events.out.tfevents.{seconds}.{own}.trackhub"
+        # With an origin, the run may have files of other run directories, on other machines, beside ours.
+        own = file_name(f"{file_name(run.id)[:100]}.{run.origin}" if run.origin else run.id)
+        path = self._place_of_file(own, run.created_ns // 10**9)
         self._amendment = self._directory / f"events.out.tfevents.0.{own}.trackhub-amendment"
 
         self._params: dict[str, Hyperparameter] = dict(state.get("params", {}))
@@ -140,6 +152,7 @@ class TensorBoardBackend(Backend):
             "file": str(file.path),
             "size_bytes": file.size_bytes,
             "tags": {kind: dict(names) for kind, names in self._make.tags.items()},
+            "stepless": sorted(self._make.stepless),
             "params": dict(self._params),
             "counts": dict(self._counts),
             "started": self._started,
@@ -160,6 +173,27 @@ class TensorBoardBackend(Backend):
             self._amend(self._params, shown)
         self._append(events, ())
         self._started = self._ended = True
+
+    def rewind(self, rewind: Rewind) -> bool:
+        """Have TensorBoard forget what is superseded, and give again what it forgets with it.
+
+        It forgets by the step alone: other metrics, and texts that count on a step of their own, are copied.
+        """
+        limits = [*rewind.metrics.values(), *(() if rewind.after_step is None else (rewind.after_step,))]
+        first_step = min(limits) + 1
+        found, restarts = False, list[tuple[int, int]]()
+        with unavailable_on_os_error("read", self._directory):
+            for place, event in self._written():
+                restart = self._make.restart_step(event)
+                if restart is not None:
+                    restarts.append((place, restart))
+                    found = found and first_step < restart
+                elif event.step >= first_step and not found:
+                    found = len(event.summary.value) > 0 and self._superseded_in(event, rewind)
+            if not found:
+                return True
+            self._copy_survivors(rewind, first_step, restarts)
+        return True
 
     def disconnect(self) -> None:
         """Close the event file."""
@@ -332,6 +366,51 @@ class TensorBoardBackend(Backend):
             events.append(self._rows(record, f"{record.name}/table", columns, rows, notes))
         self._append(events, curves, notes)
 
+    def _place_of_file(self, own: str, seconds: int) -> Path:
+        """This directory's event file of the run: where it is, or behind those of other directories."""
+        there = sorted(self._directory.glob("events.out.tfevents.*.trackhub"))
+        ours = [path for path in there if path.name.split(".", 4)[-1] == f"{own}.trackhub"]
+        if ours:
+            return ours[-1]
+        # TensorBoard reads them in the order of their names.
+        latest = max((int(path.name.split(".")[3]) for path in there if path.name.split(".")[3].isdecimal()), default=0)
+        return self._directory / f"events.out.tfevents.{max(seconds, latest + 1)}.{own}.trackhub"
+
+    def _written(self) -> Iterator[tuple[int, Any]]:
+        """All events of the run so far with their places, in the order in which TensorBoard reads them."""
+        own, place = self._opened_file(), 0
+        size_bytes = own.size_bytes
+        for path in sorted(self._directory.glob("events.out.tfevents.*.trackhub")):
+            for serialised in events_in(path, size_bytes if path == own.path else None):
+                yield place, self._make.parsed(serialised)
+                place += 1
+
+    def _superseded_in(self, event: Any, rewind: Rewind) -> bool:
+        """Whether any value of an event is superseded."""
+        survivors = self._make.survivors(event, _superseded_by(rewind))
+        return survivors is None or len(self._make.parsed(survivors).summary.value) < len(event.summary.value)
+
+    def _copy_survivors(self, rewind: Rewind, first_step: int, restarts: list[tuple[int, int]]) -> None:
+        """Write that TensorBoard forgets all from a step on, and again what is not superseded of that.
+
+        Args:
+            rewind: What is superseded.
+            first_step: The first step that is forgotten.
+            restarts: Place and step of the events that have had it forget before.
+        """
+        events = self._make.restarts(self._last_ns, first_step)
+        for place, event in self._written():
+            forgotten = any(at > place and step <= event.step for at, step in restarts)
+            if event.step < first_step or forgotten or not event.summary.value:
+                continue
+            survivor = self._make.survivors(event, _superseded_by(rewind))
+            if survivor is not None:
+                events.append(survivor)
+            if len(events) >= _COPIED_AT_ONCE:
+                self._append(events, ())
+                events = []
+        self._append(events, ())
+
     def _open_file(self, path: Path, size_bytes: int | None) -> None:
         created_ns = self._run.created_ns
         self.disconnect()
@@ -424,6 +503,17 @@ class TensorBoardBackend(Backend):
             text += f"\n\n… {left_out} rows more are in {escaped(str(path))}"
             notes.append(("shortened", name, f"{left_out} rows are left out; the whole table is {path}"))
         return self._make.text(record.time_ns, record.step, name, text)
+
+
+def _superseded_by(rewind: Rewind) -> Callable[[str, str, int], bool]:
+    """Whether a value of a kind, a name and a step is superseded."""
+
+    def is_superseded(kind: str, name: str, step: int) -> bool:
+        if kind == "scalar":
+            return rewind.supersedes(name, step)
+        return kind != "run" and rewind.after_step is not None and step > rewind.after_step
+
+    return is_superseded
 
 
 class _StoredTable(msgspec.Struct):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trackhub.backend import Notes
@@ -41,6 +41,7 @@ class EventMaker:
         self._event_type, self._value_type, self._hparams_type = Event, Summary.Value, HParamsPluginData
         self._notes = notes
         self.tags: dict[str, dict[str, str]] = {kind: dict(names) for kind, names in tags.items()}
+        self.stepless: set[str] = set()
         self._taken = {tag for names in self.tags.values() for tag in names.values()} | {_SESSION_START, _SESSION_END}
 
     def version(self, time_ns: int) -> bytes:
@@ -48,6 +49,50 @@ class EventMaker:
         event = self._new(time_ns, 0)
         event.file_version = "brain.Event:2"
         return self._bytes(event)
+
+    def restarts(self, time_ns: int, step: int) -> list[bytes]:
+        """What has TensorBoard forget everything it has read so far with this step or a later one.
+
+        Two events, as most of its readers take the first one they see for the start of the run.
+        """
+        event = self._new(time_ns, step)
+        event.session_log.status = event.session_log.START
+        return [self._bytes(event)] * 2
+
+    def survivors(self, event: Any, is_superseded: Callable[[str, str, int], bool]) -> bytes | None:
+        """An event without the values that are superseded; None if nothing is left of it.
+
+        Args:
+            event: As it was read.
+            is_superseded: Asked with the kind, the name and the step of a value.
+        """
+        kinds = self._kinds()
+        kept = []
+        for value in event.summary.value:
+            kind, name = kinds.get(value.tag, ("scalar" if value.HasField("simple_value") else "", value.tag))
+            if not is_superseded(kind, name, event.step):
+                kept.append(value)
+        if not kept:
+            return None
+        copy = self._event_type(wall_time=event.wall_time, step=event.step)
+        copy.summary.value.extend(kept)
+        return self._bytes(copy)
+
+    def parsed(self, serialised: bytes) -> Any:
+        """An event as it was read from a file."""
+        return self._event_type.FromString(serialised)
+
+    def restart_step(self, event: Any) -> int | None:
+        """The step from which on an event has TensorBoard forget; None if it does not."""
+        starts = event.HasField("session_log") and event.session_log.status == event.session_log.START
+        return int(event.step) if starts else None
+
+    def _kinds(self) -> dict[str, tuple[str, str]]:
+        """Tag -> kind and name; what has no step, or one of our own counting, is of the kind "run"."""
+        kinds = {tag: (kind, name) for kind, names in self.tags.items() for name, tag in names.items()}
+        own = {tag for kind in ("params", "tags") for tag in self.tags.get(kind, {}).values()}
+        own |= self.stepless | {_SESSION_START, _SESSION_END, "params", "tags"} - kinds.keys()
+        return kinds | {tag: ("run", tag) for tag in own}
 
     def scalars(self, time_ns: int, step: int, values: Mapping[str, float], beyond: list[tuple[str, float]]) -> bytes:
         """One event with all metrics of a step.
@@ -154,6 +199,8 @@ class EventMaker:
         return self._with_value(time_ns, 0, value)
 
     def _with_value(self, time_ns: int, step: int | None, value: Any) -> bytes:
+        if step is None:
+            self.stepless.add(value.tag)
         event = self._new(time_ns, step or 0)
         event.summary.value.append(value)
         return self._bytes(event)

@@ -18,6 +18,7 @@ from pathlib import Path
 from trackhub.errors import BackendUnavailable, StateLost
 
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
+_FRAME_BYTES = 16  # a length, its checksum and the event's
 _MASK_DELTA = 0xA282EAD8  # TFRecord stores checksums rotated and shifted by this
 
 
@@ -70,6 +71,24 @@ def _head(length: int) -> bytes:
 def framed(event: bytes) -> bytes:
     """One serialised event as a TFRecord: length, its checksum, the event, its checksum."""
     return b"".join((_head(len(event)), event, masked_crc(event)))
+
+
+def events_in(path: Path, size_bytes: int | None = None) -> Iterator[bytes]:
+    """The serialised events of a file, one after the other, up to the first that is not whole.
+
+    Args:
+        path: The file.
+        size_bytes: How much of it to read; default: all there is.
+    """
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size if size_bytes is None else size_bytes
+        while left >= _FRAME_BYTES:
+            (length,) = struct.unpack("<Q", file.read(12)[:8])
+            left -= _FRAME_BYTES + length
+            if left < 0:
+                return
+            yield file.read(length)
+            file.seek(4, os.SEEK_CUR)
 
 
 @contextlib.contextmanager

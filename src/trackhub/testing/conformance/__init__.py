@@ -7,13 +7,14 @@ from trackhub.testing.conformance.manners import HasManners
 from trackhub.testing.conformance.odd import BearsOddThings
 from trackhub.testing.conformance.once import ShowsItOnce
 from trackhub.testing.conformance.read_back import ReadsItBack
+from trackhub.testing.conformance.rewound import ShowsOneCurve
 from trackhub.testing.conformance.shows import ShowsWhatWasLogged
 from trackhub.testing.conformance.subject import Subject
 
 __all__ = ["BackendConformance", "Subject"]
 
 
-class BackendConformance(ShowsWhatWasLogged, ShowsItOnce, BearsOddThings, HasManners, ReadsItBack):
+class BackendConformance(ShowsWhatWasLogged, ShowsItOnce, ShowsOneCurve, BearsOddThings, HasManners, ReadsItBack):
     """The conformance suite. Subclass it in a test module, and supply what `Subject` lists.
 
         class TestLab(BackendConformance):

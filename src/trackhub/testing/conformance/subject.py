@@ -62,6 +62,10 @@ class Subject:
     takes_any_step_order: ClassVar[bool] = True
     """Whether steps may go backwards and come again."""
 
+    takes_back: ClassVar[bool] = True
+    """Whether steps that a later attempt logs anew are no longer shown as the earlier one logged them. Counts for a
+    backend that overrides `rewind`; another one is expected to show both."""
+
     tells_status: ClassVar[bool] = True
     """Whether `read` finds how the run ended."""
 

@@ -27,9 +27,11 @@ import msgspec
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
 from trackhub.journal import JournalReader, writer_is_alive
-from trackhub.records import RunEnded, RunStatus
+from trackhub.private import make_directory, open_file, read_file
+from trackhub.records import RunEnded, RunStatus, StoredFile
 
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -102,11 +104,11 @@ class RunDirectory:
             OSError: It cannot be written.
         """
         run = cls(root / manifest.id)
-        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(run.path, parents=True)
         for folder in (run.blobs, run.cursors):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_directory(folder)
         fresh = run.path / f"run.json.{os.getpid()}"
-        with fresh.open("wb") as file:
+        with os.fdopen(open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
             file.flush()
             # A run is nothing without this file, so it must not be the one that a power failure empties.
@@ -129,15 +131,48 @@ class RunDirectory:
         """
         if self._manifest is None:
             try:
-                manifest = msgspec.json.decode((self.path / "run.json").read_bytes(), type=Manifest)
+                manifest = msgspec.json.decode(read_file(self.path / "run.json", MAX_MANIFEST_BYTES), type=Manifest)
             except (OSError, ValueError, RecursionError) as error:
                 raise JournalError(f"{self.path} is no run directory that can be read: {error}") from error
             if manifest.format > FORMAT_VERSION:
                 raise JournalError(
                     f"{self.path} was written by a newer trackhub ({manifest.version}): upgrade this one"
                 )
+            self._check(manifest)
             self._manifest = manifest
         return self._manifest
+
+    def _check(self, manifest: Manifest) -> None:
+        """Refuse a run directory that leads out of itself: who made it need not be who reads it."""
+        for what, names in {
+            "run id": [manifest.id, *([] if manifest.parent_id is None else [manifest.parent_id])],
+            "backend": [*manifest.backends, *manifest.in_process],
+        }.items():
+            for name in names:
+                if not _RUN_ID.fullmatch(name):
+                    raise JournalError(f"{self.path} is no run directory to be trusted: {name[:100]!r} names no {what}")
+        for folder in (self.journal, self.blobs, self.cursors, self.rejected):
+            if folder.is_symlink():
+                raise JournalError(
+                    f"{self.path} is no run directory to be trusted: {folder.name} in it is a link, which is not followed"
+                )
+
+    def lies_inside(self, file: StoredFile) -> bool:
+        """Whether a record's file may be read: a snapshot in this directory, or what its owner logged in place.
+
+        A record written by a stranger may name any file of the person who delivers it.
+        """
+        if Path(file.path).is_absolute():
+            # Logged with copy=False; the run's own user could read it anyway.
+            return (self.path / "run.json").stat().st_uid == os.geteuid()
+        own = self.path.resolve()
+        path = self.path / file.path
+        if ".." in Path(file.path).parts or not path.resolve().is_relative_to(own):
+            return False
+        # A snapshot has no links in it: what they led to was copied.
+        return not any(
+            Path(folder, name).is_symlink() for folder, names, files in os.walk(path) for name in (*names, *files)
+        )
 
     def cursor_file(self, backend: str) -> CursorFile:
         """The cursor of one backend."""

@@ -69,6 +69,7 @@ def init(
     ...     tracker.log_metrics({"loss": 0.5}, step=0)
     """
     working_directory = Path.cwd()
+    settings.learn_secrets_of_environment()
     loaded = settings.load(
         {
             "project": project,

@@ -57,6 +57,7 @@ def options_for(run: RunDirectory, backend: str) -> dict[str, Any]:
         SettingsError: The backend is unknown, an option is not accepted, a package is missing, or only the training
             process can deliver to it.
     """
+    settings.learn_secrets_of_environment()
     kind = plugins.find_backend(backend)
     if kind.needs_training_process:
         raise SettingsError(f"backend {backend!r} is filled by the training process itself, while it runs")

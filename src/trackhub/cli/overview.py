@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from trackhub.cursor import Cursor
 from trackhub.journal import writer_is_alive
+from trackhub.journal.skim import Skim, skim
 from trackhub.records import RunStatus
 from trackhub.report import BackendStanding, DeliveryReport
 from trackhub.rundir import Manifest, RunDirectory
-from trackhub.skim import Skim, skim
 
 
 @dataclass(frozen=True)

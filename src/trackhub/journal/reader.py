@@ -6,6 +6,7 @@ more than bounded memory and time.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -22,9 +23,10 @@ from trackhub.journal.frames import (
     FRAME,
     FRAME_BYTES,
     HEADER,
-    LAST_SEGMENT_BYTES,
     MAGIC,
     MAX_FRAME_BYTES,
+    MAX_NAMES_IN_MEMORY,
+    MAX_SEGMENT_BYTES,
     MAX_SERIES_IN_MEMORY,
     NOT_DECODED,
     SEGMENT_NAME,
@@ -35,13 +37,17 @@ from trackhub.journal.frames import (
     WriterStarted,
     crc32,
     decode,
+    is_modest,
     segment_name,
 )
 from trackhub.journal.locks import writer_is_alive
+from trackhub.private import open_to_read
 from trackhub.records import MetricsLogged, RunEnded
 
 _PAYLOAD_START = re.compile(rb"[\x90-\x9f][\x00-\x7f]")
 _READ_BYTES = 1 << 18
+_FIRST_SEARCH_BYTES = 1 << 16
+_NO_FILE = (errno.EINVAL, errno.ELOOP, errno.ENXIO)
 
 
 @dataclass
@@ -77,6 +83,7 @@ class JournalReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._names: dict[tuple[int, int, int], list[str]] = {}
+        self._names_held = 0
         self._nameless: Counter[tuple[int, int, int]] = Counter()
         self._open_file: tuple[int, int, int] | None = None
 
@@ -168,6 +175,11 @@ class JournalReader:
             descriptor = self._descriptor(writer, number)
         except FileNotFoundError:
             return offset, True
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            chunk.damaged.append(f"{segment_name(writer, number)} is no file")
+            return offset, True
         began, ended = offset, False
         while budget.left and not ended:
             data = os.pread(descriptor, _READ_BYTES, offset)
@@ -198,7 +210,7 @@ class JournalReader:
                 return self._open_file[2]
             self.close()
         path = self.directory / segment_name(writer, number)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
         header = os.pread(descriptor, HEADER.size, 0)
         if len(header) == HEADER.size and header[:8] == MAGIC:
             version = HEADER.unpack(header)[1]
@@ -214,6 +226,9 @@ class JournalReader:
         """Take in one record. Done for every step there is, hence the short ways."""
         budget.bytes -= len(payload)
         budget.points -= 1
+        if not is_modest(payload):
+            chunk.damaged.append(f"{segment_name(writer, number)} at {offset}: holds too much to be a record")
+            return
         try:
             record = decode(payload)
         except NOT_DECODED as error:
@@ -242,14 +257,16 @@ class JournalReader:
             chunk.records.append(record)
 
     def _remember_names(self, writer: int, number: int, offset: int, names: list[str]) -> None:
-        if len(self._names) >= MAX_SERIES_IN_MEMORY:
+        self._names_held += len(names)
+        if len(self._names) >= MAX_SERIES_IN_MEMORY or self._names_held > MAX_NAMES_IN_MEMORY:
             self._names.clear()
+            self._names_held = len(names)
         self._names[writer, number, offset] = names
 
     def _read_names(self, writer: int, number: int, offset: int) -> list[str] | None:
         descriptor = self._descriptor(writer, number)
         payload = _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset))
-        if not payload:
+        if not payload or not is_modest(payload):
             return None
         try:
             record = decode(payload)
@@ -272,8 +289,13 @@ class JournalReader:
             return None
         descriptor = self._descriptor(writer, number)
         # Read anew: the writer may have gone on, and then ended.
-        rest = os.pread(descriptor, min(os.fstat(descriptor).st_size, LAST_SEGMENT_BYTES + MAX_FRAME_BYTES), offset)
+        left = min(os.fstat(descriptor).st_size, MAX_SEGMENT_BYTES) - offset
+        # Mostly there is one close by; a file that is damaged everywhere would be read whole at every place.
+        rest = os.pread(descriptor, min(max(left, 0), _FIRST_SEARCH_BYTES), offset)
         following = _find_frame(rest)
+        if following is None and left > _FIRST_SEARCH_BYTES:
+            rest = os.pread(descriptor, left, offset)
+            following = _find_frame(rest)
         # A frame is written when the one before it is whole, so what there is here now is all there will be.
         if _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset)):
             return offset, False

@@ -6,23 +6,38 @@ a frame looks odd it leaves the whole question to the reader, which knows what t
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from trackhub.journal import FORMAT_VERSION, JournalReader, segment_name
-from trackhub.records import EndStatus, MetricsLogged, RunEnded
+from trackhub.journal.frames import (
+    FORMAT_VERSION,
+    FRAME,
+    FRAME_BYTES,
+    HEADER,
+    MAGIC,
+    MAX_SEGMENT_BYTES,
+    MetricNames,
+    MetricValues,
+    WriterStarted,
+    crc32,
+    segment_name,
+)
+from trackhub.journal.reader import JournalReader
+from trackhub.private import read_file
+from trackhub.records import EndStatus, MetricsLogged, ParamsLogged, RocCurveLogged, RunEnded
 
-_HEADER_BYTES = 24
-_FRAME_BYTES = 8
-_FRAME = struct.Struct("<II")
-_HEADER = struct.Struct("<8sI")
-_PARAMS, _ROC_CURVE, _END, _NAMES, _VALUES, _STARTED = 3, 14, 15, 16, 17, 18
-_METRICS = 2
+
+def _tag(record: msgspec.StructMeta) -> int:
+    tag = record.__struct_config__.tag
+    assert isinstance(tag, int)
+    return tag
+
+
+_METRICS, _PARAMS, _ROC_CURVE, _END = map(_tag, (MetricsLogged, ParamsLogged, RocCurveLogged, RunEnded))
+_NAMES, _VALUES, _STARTED = map(_tag, (MetricNames, MetricValues, WriterStarted))
 _UINT32 = 0xCE
 _UINT64 = 0xCF
 _INT64 = 0xD3
@@ -73,11 +88,11 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
     total = Skim()
     try:
         for writer, numbers in reader.segments().items():
-            first, offset = places.get(writer, (numbers[0], _HEADER_BYTES))
+            first, offset = places.get(writer, (numbers[0], HEADER.size))
             for number in numbers:
                 if number >= first:
                     path = journal / segment_name(writer, number)
-                    total = _add(total, _skim_segment(path, writer, offset if number == first else _HEADER_BYTES))
+                    total = _add(total, _skim_segment(path, writer, offset if number == first else HEADER.size))
         return total
     except _OddFrameError:
         return _read(reader, since or {})
@@ -104,12 +119,14 @@ def _add(earlier: Skim, later: Skim) -> Skim:
 
 def _skim_segment(path: Path, writer: int, offset: int) -> Skim:
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_SEGMENT_BYTES)
     except FileNotFoundError:
         return Skim()
-    if len(data) < _HEADER_BYTES or _HEADER.unpack_from(data) != (b"trackhub", FORMAT_VERSION):
+    except OSError:
+        raise _OddFrameError from None
+    if len(data) < HEADER.size or HEADER.unpack_from(data)[:2] != (MAGIC, FORMAT_VERSION):
         raise _OddFrameError
-    unpack, limit = _FRAME.unpack_from, len(data) - _FRAME_BYTES - 1
+    unpack, limit = FRAME.unpack_from, len(data) - FRAME_BYTES - 1
     records = points = owner = 0
     at, last, last_values = offset, -1, -1
     while at < limit:
@@ -126,12 +143,12 @@ def _skim_segment(path: Path, writer: int, offset: int) -> Skim:
             raise _OddFrameError
         elif _PARAMS <= tag <= _ROC_CURVE:
             records += 1
-        elif tag == _STARTED and b"owner" in data[at : at + _FRAME_BYTES + size]:
+        elif tag == _STARTED and b"owner" in data[at : at + FRAME_BYTES + size]:
             owner = writer
         if tag != _NAMES:
             last = at
-        at += size + _FRAME_BYTES
-    if any(data[at : at + _FRAME_BYTES]) or at > len(data):
+        at += size + FRAME_BYTES
+    if any(data[at : at + FRAME_BYTES]) or at > len(data):
         raise _OddFrameError
     return _with_last(Skim(records, points, owner=owner), data, last, last_values)
 
@@ -152,9 +169,9 @@ def _with_last(counted: Skim, data: bytes, last: int, last_values: int) -> Skim:
 
 
 def _whole_payload(data: bytes, at: int) -> bytes:
-    size, crc = _FRAME.unpack_from(data, at)
-    payload = data[at + _FRAME_BYTES : at + _FRAME_BYTES + size]
-    if len(payload) != size or zlib.crc32(payload) != crc:
+    size, crc = FRAME.unpack_from(data, at)
+    payload = data[at + FRAME_BYTES : at + FRAME_BYTES + size]
+    if len(payload) != size or crc32(payload) != crc:
         raise _OddFrameError
     return payload
 

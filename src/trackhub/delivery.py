@@ -336,7 +336,7 @@ class Delivery:
         if tally.rejected_lines:
             make_directory(self.run.rejected)
             path = self.run.rejected / f"{self.name}.jsonl"
-            with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:  # noqa: PTH123
+            with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
                 file.write(b"".join(tally.rejected_lines))
             tally.rejected_lines.clear()
         if state is not None:

@@ -154,7 +154,7 @@ class RunDirectory:
         for folder in (self.journal, self.blobs, self.cursors, self.rejected):
             if folder.is_symlink():
                 raise JournalError(
-                    f"{self.path} is no run directory to be trusted: {folder.name} in it is a link, which is not followed"
+                    f"{self.path} is no run directory to be trusted: its {folder.name} is a link, and none is followed"
                 )
 
     def lies_inside(self, file: StoredFile) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from trackhub.journal import Position, is_locked, lock_file
-from trackhub.private import make_directory, open_file, open_to_read, read_file
+from trackhub.private import UntrustedFileError, make_directory, open_file, open_to_read, read_file
 from trackhub.records import EndStatus
 
 MAX_EXAMPLES = 5
@@ -135,7 +135,7 @@ class CursorFile:
         """The saved cursor; a fresh one if there is none or it cannot be read (the backends make that harmless)."""
         try:
             cursor = _decode(read_file(self.path, MAX_CURSOR_BYTES))
-        except (FileNotFoundError, ValueError, RecursionError):
+        except (FileNotFoundError, UntrustedFileError, ValueError, RecursionError):
             return Cursor()
         return cursor if all(map(_is_place, cursor.position.items())) else Cursor()
 
@@ -186,6 +186,11 @@ class CursorFile:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def held_here(self) -> bool:
+        """Whether this very object has claimed the cursor."""
+        return self._lock is not None
 
     @property
     def is_claimed(self) -> bool:

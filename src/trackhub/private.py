@@ -13,6 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 
+class UntrustedFileError(OSError):
+    """What lies there is no file of a run directory: a link, a pipe, or larger than such a file can be."""
+
+
 def make_directory(path: Path, *, parents: bool = False) -> None:
     """Make a folder for its owner alone, or make one that is there so.
 
@@ -69,12 +73,18 @@ def open_to_read(path: Path) -> int:
 
     Raises:
         FileNotFoundError: There is none.
-        OSError: It is no file, or cannot be read.
+        UntrustedFileError: It is no file.
+        OSError: It cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UntrustedFileError(error.errno, "is a link", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no file", str(path))
+        raise UntrustedFileError(errno.EINVAL, "is no file", str(path))
     return descriptor
 
 
@@ -83,10 +93,11 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
     Raises:
         FileNotFoundError: There is none.
-        OSError: It is no file, too large, or cannot be read.
+        UntrustedFileError: It is no file, or too large.
+        OSError: It cannot be read.
     """
     with os.fdopen(open_to_read(path), "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"is larger than the {max_bytes:,} bytes that it may have", str(path))
+        raise UntrustedFileError(errno.EFBIG, f"is larger than the {max_bytes:,} bytes that it may have", str(path))
     return content

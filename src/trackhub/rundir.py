@@ -5,6 +5,7 @@ process has gone.
 
     <TRACKHUB_DIR>/<run id>/
         run.json                 identity and options, without secrets
+        freed.json               what the journal amounted to, once it was freed (see prune.py)
         journal/                 see journal/__init__.py
         blobs/                   snapshots of files and rich values, taken at the call
         cursors/<backend>.json   see cursor.py
@@ -26,8 +27,9 @@ import msgspec
 
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader, writer_is_alive
-from trackhub.private import make_directory, open_file, read_file
+from trackhub.journal import JournalReader, Position, writer_is_alive
+from trackhub.journal.skim import Skim, joined, skim
+from trackhub.private import UntrustedFileError, make_directory, open_file, read_file
 from trackhub.records import RunEnded, RunStatus, StoredFile
 
 FORMAT_VERSION = 1
@@ -78,6 +80,20 @@ def check_run_id(run_id: str) -> str:
             "'.' or '-' (or leave it out and one is made)"
         )
     return run_id
+
+
+class Freed(msgspec.Struct, frozen=True):
+    """What is in `freed.json`: what a journal amounted to before its segments were removed.
+
+    Args:
+        time_ns: When that was.
+        position: How far it was freed; what lies behind was written later.
+        amount: What there was up to there.
+    """
+
+    time_ns: int
+    position: Position
+    amount: Skim
 
 
 class RunDirectory:
@@ -194,6 +210,32 @@ class RunDirectory:
         """The backends of this run that any process can deliver to."""
         return [name for name in self.backends if name not in self.manifest.in_process]
 
+    @property
+    def freed(self) -> Freed | None:
+        """What was freed of the journal; None if it is all there."""
+        try:
+            return msgspec.json.decode(read_file(self.path / "freed.json", MAX_MANIFEST_BYTES), type=Freed)
+        except (FileNotFoundError, UntrustedFileError, ValueError, RecursionError):
+            return None
+
+    def note_freed(self, freed: Freed) -> None:
+        """Write down what is about to be freed.
+
+        Raises:
+            OSError: It cannot be written; nothing may be freed then.
+        """
+        fresh = self.path / "freed.json.new"
+        with os.fdopen(open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(msgspec.json.encode(freed))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.path / "freed.json")
+
+    def amount(self) -> Skim:
+        """What the journal amounts to, with what was freed of it."""
+        freed = self.freed
+        return skim(self.journal) if freed is None else joined(freed.amount, skim(self.journal, freed.position))
+
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""
         reader = JournalReader(self.journal)
@@ -201,6 +243,9 @@ class RunDirectory:
             owner, ended = reader.last_owner()
         finally:
             reader.close()
+        if not owner and (freed := self.freed) is not None and freed.amount.ended is not None:
+            past = freed.amount
+            ended = RunEnded(past.ended_ns or past.last_time_ns, freed.amount.ended, past.error)
         if ended is not None:
             return ended.status, ended
         if owner and writer_is_alive(self.journal, owner):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretBytes, SecretStr, ValidationError, field_validator
 
 from trackhub import redaction
 from trackhub.errors import SettingsError
@@ -67,6 +67,14 @@ class Settings(BaseModel):
         ge=0,
         description="How long the deliveries are waited for after SIGTERM, in seconds. In a pod it must be shorter "
         "than `terminationGracePeriodSeconds`, which is 30 by default.",
+    )
+
+    max_bytes: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="What all runs in the directory may take on disk together: `50GB`, `500MiB`. Copies of files that "
+        "all backends have are removed first; then files and rich values are refused, and counted in the report; "
+        "params and metrics are always recorded. Default: no limit.",
     )
 
     @field_validator("backends", mode="before")

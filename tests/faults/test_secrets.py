@@ -23,6 +23,8 @@ from backends.mlflow_server import running_server
 from backends.neptune_server import neptune_server
 from stage import Stage, said, tell, wait_until
 
+from trackhub.cursor import Cursor
+
 USER = "someone"
 PASSWORD = "c4nary/Pa$$+w@rd"
 TOKEN = "c4nary-token-6d1f"
@@ -69,7 +71,7 @@ def parrot(status: int) -> Iterator[str]:
             sent = dict(self.headers.items())
             scheme, _, value = sent.get("Authorization", "").partition(" ")
             plain = base64.b64decode(value).decode() if scheme == "Basic" else value
-            said = f"you sent {sent}: {plain}, password {PASSWORD} for http://{USER}:{PASSWORD}@host, token {TOKEN}"
+            said = f"you sent {sent}: {plain} and http://{plain}@host"
             body = json.dumps({"error_code": "UNAUTHENTICATED", "message": said, "title": said}).encode()
             self.send_response(status, said.encode("ascii", "replace").decode())
             self.send_header("Content-Type", "application/json")
@@ -106,6 +108,11 @@ def mlflow_server(state: str, directory: Path) -> Iterator[str]:
     else:
         with parrot(int(state)) as url:
             yield url
+
+
+def tried(cursor: Cursor) -> bool:
+    """Whether the vendor has answered, or it has been noted why not."""
+    return bool(cursor.link or cursor.report.error or cursor.report.suspended or cursor.report.rejected)
 
 
 class Hideout:
@@ -155,7 +162,7 @@ class Hideout:
         assert said(process) == "logged"
         run = self.stage.run_directory()
         for name in backends:
-            wait_until(lambda name=name: run.cursor(name).report.updated_ns, f"{name} to have been tried")
+            wait_until(lambda name=name: tried(run.cursor(name)), f"{name} to have been tried")
         listed = b"".join(path.read_bytes() for path in self._command_lines())
         assert b"trackhub.delivery_process" in listed
         out, err = process.communicate("go on\n", timeout=60)

@@ -38,7 +38,7 @@ from trackhub.journal.frames import (
     WriterStarted,
     segment_name,
 )
-from trackhub.journal.locks import is_locked, lock_file, writer_is_alive
+from trackhub.journal.locks import a_writer_is_alive, is_locked, lock_file, writer_is_alive
 from trackhub.journal.reader import Chunk, JournalReader
 from trackhub.journal.writer import FIRST_SEGMENT_BYTES, JournalWriter
 
@@ -53,6 +53,7 @@ __all__ = [
     "Position",
     "Role",
     "WriterStarted",
+    "a_writer_is_alive",
     "is_locked",
     "lock_file",
     "segment_name",

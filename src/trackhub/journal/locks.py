@@ -129,6 +129,15 @@ def writer_is_alive(directory: Path, writer: int) -> bool:
         os.close(descriptor)
 
 
+def a_writer_is_alive(directory: Path) -> bool:
+    """Whether any process has the journal open for writing."""
+    return any(
+        writer_is_alive(directory, int(match[1]))
+        for path in directory.glob("w*.lock")
+        if (match := _WRITER_FILE.fullmatch(path.name))
+    )
+
+
 def _alive_by_process_id(content: bytes) -> bool:
     """For file systems without locks: a process of the same host can be asked for; one of another host cannot."""
     try:

@@ -6,7 +6,6 @@ more than bounded memory and time.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import struct
@@ -41,13 +40,12 @@ from trackhub.journal.frames import (
     segment_name,
 )
 from trackhub.journal.locks import writer_is_alive
-from trackhub.private import open_to_read
+from trackhub.private import UntrustedFileError, open_to_read
 from trackhub.records import MetricsLogged, RunEnded
 
 _PAYLOAD_START = re.compile(rb"[\x90-\x9f][\x00-\x7f]")
 _READ_BYTES = 1 << 18
 _FIRST_SEARCH_BYTES = 1 << 16
-_NO_FILE = (errno.EINVAL, errno.ELOOP, errno.ENXIO)
 
 
 @dataclass
@@ -175,9 +173,7 @@ class JournalReader:
             descriptor = self._descriptor(writer, number)
         except FileNotFoundError:
             return offset, True
-        except OSError as error:
-            if error.errno not in _NO_FILE:
-                raise
+        except UntrustedFileError:
             chunk.damaged.append(f"{segment_name(writer, number)} is no file")
             return offset, True
         began, ended = offset, False

@@ -19,6 +19,7 @@ from trackhub.journal.frames import (
     HEADER,
     MAGIC,
     MAX_SEGMENT_BYTES,
+    NOT_DECODED,
     MetricNames,
     MetricValues,
     WriterStarted,
@@ -26,7 +27,7 @@ from trackhub.journal.frames import (
     segment_name,
 )
 from trackhub.journal.reader import JournalReader
-from trackhub.private import read_file
+from trackhub.private import UntrustedFileError, read_file
 from trackhub.records import EndStatus, MetricsLogged, ParamsLogged, RocCurveLogged, RunEnded
 
 
@@ -92,15 +93,16 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
             for number in numbers:
                 if number >= first:
                     path = journal / segment_name(writer, number)
-                    total = _add(total, _skim_segment(path, writer, offset if number == first else HEADER.size))
+                    total = joined(total, _skim_segment(path, writer, offset if number == first else HEADER.size))
         return total
-    except _OddFrameError:
+    except (_OddFrameError, IndexError, *NOT_DECODED):
         return _read(reader, since or {})
     finally:
         reader.close()
 
 
-def _add(earlier: Skim, later: Skim) -> Skim:
+def joined(earlier: Skim, later: Skim) -> Skim:
+    """What two parts of a journal amount to together."""
     newer = later if later.last_time_ns >= earlier.last_time_ns else earlier
     older = earlier if newer is later else later
     # A new owner begins anew; the end of an owner may lie segments behind its beginning.
@@ -122,7 +124,7 @@ def _skim_segment(path: Path, writer: int, offset: int) -> Skim:
         data = read_file(path, MAX_SEGMENT_BYTES)
     except FileNotFoundError:
         return Skim()
-    except OSError:
+    except UntrustedFileError:
         raise _OddFrameError from None
     if len(data) < HEADER.size or HEADER.unpack_from(data)[:2] != (MAGIC, FORMAT_VERSION):
         raise _OddFrameError

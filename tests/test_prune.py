@@ -34,7 +34,14 @@ with trackhub.init(backends={backends!r}, run_id={run_id!r}, name="sgd", finish_
 def record(stage: Stage, backends: str = "lines", run_id: str = "run") -> RunDirectory:
     """A run that has ended and, but for those that cannot, arrived."""
     stage.run(RUN.format(backends=backends, run_id=run_id))
-    return RunDirectory(stage.root / run_id)
+    run = RunDirectory(stage.root / run_id)
+    wait_until_left_alone(run)
+    return run
+
+
+def wait_until_left_alone(run: RunDirectory) -> None:
+    for name in run.deliverable:
+        wait_until(lambda name=name: not run.cursor_file(name).is_claimed, f"the delivery to {name} to let go")
 
 
 def freeing(*runs: RunDirectory, **more: Any) -> list[Pruned]:
@@ -80,6 +87,7 @@ def test_a_run_that_is_gone_on_with_after_that_is_counted_and_delivered_as_one(s
     freeing(run)
     stage.run(RUN.format(backends="lines", run_id="run"))
     stage.wait_closed("lines", run=run)
+    wait_until_left_alone(run)
     (row,) = told(stage, "runs", "--json")
     assert row["records"] == 104
     assert row["points"] == 100
@@ -176,6 +184,8 @@ def test_whole_runs_go_but_not_the_parent_of_one_that_stays(stage: Stage) -> Non
     )
     family = {run.manifest.parent_id: run for run in stage.runs()}
     child, parent = family["parent"], family[None]
+    for run in (child, parent):
+        wait_until_left_alone(run)
     cursor = child.cursor("lines")
     child.cursor_file("lines").save(Cursor())
     kept = freeing(parent, child, whole_runs=True)
@@ -205,13 +215,13 @@ trackhub.prune.prune([RunDirectory(Path(sys.argv[1]))], dry_run=False)
 @pytest.mark.parametrize("removed", [0, 1, 2])
 def test_a_prune_that_is_killed_in_the_middle_is_completed_by_the_next(stage: Stage, removed: int) -> None:
     run = record(stage)
-    amount, end = run.amount(), run.end()
+    amount = run.amount()
     with trackhub.init(run_id="run", dir=stage.root, mode="offline") as tracker:
         tracker.log_metrics({"loss": 1.0})
-    wait = run.amount()
-    assert wait.points == amount.points + 1
+    assert run.amount().points == amount.points + 1
     done = told(stage, "sync", "--timeout", "40")
     assert "complete" in done
+    wait_until_left_alone(run)
     amount, end = run.amount(), run.end()
     assert len(list(run.journal.glob("*.journal"))) == 2
     command = [sys.executable, "-c", KILLED, str(run.path), str(removed)]

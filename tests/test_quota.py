@@ -58,9 +58,9 @@ def test_files_are_refused_and_scalars_go_on(
     report = tracker.finish()
     assert report.complete
     assert report.remarkable
-    assert "2 artifacts not recorded: too much, a folder too much" in str(report)
-    assert "1 models not recorded: model" in str(report)
-    assert "3 text not recorded: page, ..." in str(report)
+    assert "not recorded: artifacts 2 (too much, a folder too much)" in str(report)
+    assert "not recorded: models 1 (model)" in str(report)
+    assert "not recorded: text 3 (page)" in str(report)
     assert size_on_disk(tmp_path / "hub") <= 600_000 + 8192
 
 
@@ -145,7 +145,7 @@ def test_what_a_backend_lacks_is_not_freed(stage: Stage) -> None:
     texts = [record for record in records_of(run) if isinstance(record, TextLogged)]
     assert 0 < len(texts) < 12
     assert all((run.path / text.file.path).exists() for text in texts)
-    assert f"{12 - len(texts)} text not recorded" in err
+    assert f"not recorded: text {12 - len(texts)} (page)" in err
     assert sum(isinstance(record, MetricsLogged) for record in records_of(run)) == 12
 
 

@@ -69,9 +69,9 @@ def quota_sentences(run: Path) -> list[str]:
             total.count += count.count
             total.examples += count.examples
     lines = [
-        f"{limit} was reached: {count.count:,} {kind.replace('_', ' ')} not recorded: "
-        + ", ".join(name for name, _ in count.examples[:3])
-        + (", ..." if count.count > 3 else "")
+        f"{limit} was reached; not recorded: {kind.replace('_', ' ')} {count.count:,} ("
+        + ", ".join([name for name, _ in count.examples[:3]] + ["..."] * (len(count.examples) > 3))
+        + ")"
         for kind, count in refused.items()
     ]
     if files := sum(note.freed_files for note in notes):

@@ -560,7 +560,7 @@ class Tracker:
         self._append_metrics = journal.append_metrics
 
         limit = self._settings.max_bytes
-        quota = self._quota = None if limit is None else quota_of(run.path.parent, limit, os.getpid())
+        quota = self._quota = None if limit is None else quota_of(run.path.parent, int(limit), os.getpid())
 
         def sync() -> None:
             blobs.sync()

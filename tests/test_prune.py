@@ -35,6 +35,7 @@ def record(stage: Stage, backends: str = "lines", run_id: str = "run") -> RunDir
     """A run that has ended and, but for those that cannot, arrived."""
     stage.run(RUN.format(backends=backends, run_id=run_id))
     run = RunDirectory(stage.root / run_id)
+    stage.wait_closed(*run.deliverable, run=run)
     wait_until_left_alone(run)
     return run
 

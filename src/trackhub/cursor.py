@@ -188,11 +188,6 @@ class CursorFile:
             self._lock = None
 
     @property
-    def held_here(self) -> bool:
-        """Whether this very object has claimed the cursor."""
-        return self._lock is not None
-
-    @property
     def is_claimed(self) -> bool:
         """Whether a process, this one included, delivers this run to this backend now."""
         if self._lock is not None:

@@ -113,6 +113,8 @@ def _prune_run(
         return Pruned(run, kept="there is nothing left to free")
     if (reason := why_kept()) is not None:
         return Pruned(run, kept=reason)
+    if any(run.cursor_file(name).is_claimed for name in run.deliverable):
+        return Pruned(run, kept="it is being delivered")
     if dry_run:
         return Pruned(run, contents.size_bytes)
     with _claimed(run) as claimed:
@@ -160,8 +162,6 @@ def _why_kept(run: RunDirectory, contents: _Contents, older_than_seconds: float,
             return f"{name} does not have all of it (trackhub status says what is missing)"
         if cursor.report.rejected:
             return f"{name} refused {cursor.report.rejected:,} of its records, which are nowhere else"
-        if run.cursor_file(name).is_claimed and not run.cursor_file(name).held_here:
-            return "it is being delivered"
     if cursors:
         nowhere = set.intersection(*(set(cursor.report.skipped) for cursor in cursors.values()))
         if nowhere:

@@ -162,10 +162,10 @@ class Hideout:
         assert said(process) == "logged"
         run = self.stage.run_directory()
         for name in backends:
-            wait_until(lambda name=name: tried(run.cursor(name)), f"{name} to have been tried")
+            wait_until(lambda name=name: tried(run.cursor(name)), f"{name} to have been tried", 180)
         listed = b"".join(path.read_bytes() for path in self._command_lines())
         assert b"trackhub.delivery_process" in listed
-        out, err = process.communicate("go on\n", timeout=60)
+        out, err = process.communicate("go on\n", timeout=120)
         assert "the training fails" in err, err
         self.printed += out + err + listed.decode(errors="replace")
         which = [word for name in backends for word in ("--backend", name)]
@@ -185,7 +185,7 @@ class Hideout:
                 env=self.stage.environment,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=180,
             )
             assert done.returncode in (0, 1), (command, done.stderr)
             self.printed += f"\n# {command}\n{done.stdout}{done.stderr}"
@@ -258,7 +258,7 @@ def test_the_password_of_a_database_is_nowhere(hideout: Hideout) -> None:
     pytest.importorskip("psycopg2")
     uri = f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:9/runs"
     hideout.run(["mlflow"], {"mlflow": {"tracking_uri": uri}})
-    assert "127.0.0.1" in hideout.stage.run_directory().cursor("mlflow").report.error
+    assert "MLflow at" in hideout.log
     hideout.search()
 
 

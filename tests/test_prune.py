@@ -11,38 +11,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends_for_tests import calls_in
-from stage import Stage, records_of, said, wait_until
+from backends_for_tests import (
+    LinesBackend,
+    LinesOptions,
+    MetricsOnlyBackend,
+    RaisingBackend,
+    UnavailableBackend,
+    calls_in,
+)
+from stage import Stage, records_of, said
 
 import trackhub
+from trackhub import Backend
 from trackhub.cursor import Cursor
+from trackhub.delivery import Delivery
 from trackhub.prune import Pruned, free_blobs, prune
 from trackhub.records import RunEnded
 from trackhub.rundir import RunDirectory
 
-RUN = """
-import sys, trackhub
-with trackhub.init(backends={backends!r}, run_id={run_id!r}, name="sgd", finish_timeout=40) as tracker:
-    for step in range(50):
-        tracker.log_metrics({{"loss": 1.0 / (step + 1)}}, step=step)
-    tracker.log_params({{"lr": 0.1}})
-    open("file", "wb").write(b"x" * 50_000)
-    tracker.log_artifact("file")
-"""
 
-
-def record(stage: Stage, backends: str = "lines", run_id: str = "run") -> RunDirectory:
-    """A run that has ended and, but for those that cannot, arrived."""
-    stage.run(RUN.format(backends=backends, run_id=run_id))
+def record(stage: Stage, *backends: type[Backend], run_id: str = "run") -> RunDirectory:
+    """A run that has ended and, unless a backend does not let it, arrived; gone on with if it is there."""
+    (stage.path / "file").write_bytes(b"x" * 50_000)
+    with trackhub.init(dir=stage.root, run_id=run_id, name="sgd", mode="offline") as tracker:
+        for step in range(50):
+            tracker.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+        tracker.log_params({"lr": 0.1})
+        tracker.log_artifact(stage.path / "file")
     run = RunDirectory(stage.root / run_id)
-    stage.wait_closed(*run.deliverable, run=run)
-    wait_until_left_alone(run)
+    for backend in backends:
+        deliver(run, backend, stage)
     return run
 
 
-def wait_until_left_alone(run: RunDirectory) -> None:
-    for name in run.deliverable:
-        wait_until(lambda name=name: not run.cursor_file(name).is_claimed, f"the delivery to {name} to let go")
+def deliver(run: RunDirectory, backend: type[Backend], stage: Stage) -> None:
+    """Deliver as a delivery process does, as far as it goes without waiting."""
+    options = LinesOptions(path=str(stage.path / f"{backend.name}.jsonl"))
+    delivery = Delivery(run, backend.name, lambda: backend(options))
+    while delivery.pump() == 0.0:
+        pass
+    delivery.release()
 
 
 def freeing(*runs: RunDirectory, **more: Any) -> list[Pruned]:
@@ -61,7 +69,7 @@ def told(stage: Stage, *words: str, code: int = 0) -> Any:
 
 
 def test_what_was_freed_is_gone_and_the_run_is_listed_as_before(stage: Stage) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     before = [told(stage, command, "--json") for command in ("runs", "status")]
     dry = told(stage, "prune")
     assert "would free" in dry
@@ -71,7 +79,7 @@ def test_what_was_freed_is_gone_and_the_run_is_listed_as_before(stage: Stage) ->
     assert one.kept is None
     assert one.freed_bytes > 50_000
     assert files(run) == {
-        "run.json", "freed.json", "delivery.log", "cursors/lines.json", "cursors/lines.lock", "journal/w0001.lock"
+        "run.json", "freed.json", "cursors/lines.json", "cursors/lines.lock", "journal/w0001.lock"
     }  # fmt: skip
     after = [told(stage, command, "--json") for command in ("runs", "status")]
     assert after[0][0].pop("pruned") is not None
@@ -84,11 +92,9 @@ def test_what_was_freed_is_gone_and_the_run_is_listed_as_before(stage: Stage) ->
 
 
 def test_a_run_that_is_gone_on_with_after_that_is_counted_and_delivered_as_one(stage: Stage) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     freeing(run)
-    stage.run(RUN.format(backends="lines", run_id="run"))
-    stage.wait_closed("lines", run=run)
-    wait_until_left_alone(run)
+    record(stage, LinesBackend)
     (row,) = told(stage, "runs", "--json")
     assert row["records"] == 104
     assert row["points"] == 100
@@ -105,25 +111,24 @@ def test_a_run_that_is_gone_on_with_after_that_is_counted_and_delivered_as_one(s
 @pytest.mark.parametrize(
     ("backends", "reason"),
     [
-        ("", "it was given to no backend"),
-        ("lines,unavailable", "unavailable does not have all of it"),
-        ("raising", "raising does not have all of it"),
-        ("metrics_only", "no backend of it has a place for its artifacts, params"),
+        ([], "it was given to no backend"),
+        ([LinesBackend, UnavailableBackend], "unavailable does not have all of it"),
+        ([RaisingBackend], "raising does not have all of it"),
+        ([MetricsOnlyBackend], "no backend of it has a place for its artifacts, params"),
     ],
 )
-def test_what_only_the_run_directory_has_is_kept(stage: Stage, backends: str, reason: str) -> None:
-    stage.run(RUN.format(backends=backends, run_id="run").replace("finish_timeout=40", "finish_timeout=4"))
-    run = RunDirectory(stage.root / "run")
+def test_what_only_the_run_directory_has_is_kept(stage: Stage, backends: list[type[Backend]], reason: str) -> None:
+    run = record(stage, *backends)
     before = files(run)
     (one,) = freeing(run, whole_runs=True)
     assert one.kept is not None
     assert reason in one.kept
-    assert files(run) >= before - {"cursors/raising.new"}
+    assert files(run) >= before
     assert len(records_of(run)) == 53
 
 
 def test_a_record_that_was_refused_is_kept(stage: Stage) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     file = run.cursor_file("lines")
     cursor = file.load()
     cursor.report.rejected = 1
@@ -133,32 +138,30 @@ def test_a_record_that_was_refused_is_kept(stage: Stage) -> None:
 
 
 def test_a_run_without_backends_is_freed_only_if_told(stage: Stage) -> None:
-    run = record(stage, backends="")
+    run = record(stage)
     (one,) = freeing(run, journal_only=True)
     assert one.kept is None
     assert run.amount().points == 50
 
 
 def test_a_run_that_is_being_written_or_delivered_is_left_alone(stage: Stage) -> None:
+    run = record(stage, LinesBackend)
     process = stage.start(
         """
         import sys, trackhub
-        tracker = trackhub.init(backends=["lines"], run_id="run")
-        tracker.log_metrics({"a": 1.0})
-        tracker.flush(30)
-        print("logged", flush=True)
+        tracker = trackhub.init(mode="offline", run_id="run")
+        print("begun", flush=True)
         sys.stdin.readline()
         """
     )
-    assert said(process) == "logged"
-    run = RunDirectory(stage.root / "run")
-    (one,) = freeing(run, whole_runs=True)
-    assert one.kept == "it is being written"
-    process.stdin.close()
-    process.wait(60)
-    stage.wait_closed("lines")
+    assert said(process) == "begun"
+    for whole_runs in (False, True):
+        (one,) = freeing(run, whole_runs=whole_runs)
+        assert one.kept == "it is being written"
+    process.communicate("go on\n", timeout=60)
+    deliver(run, LinesBackend, stage)
     other = run.cursor_file("lines")
-    wait_until(other.claim, "the delivery to let go")
+    assert other.claim()
     (one,) = freeing(run)
     assert one.kept == "it is being delivered"
     other.release()
@@ -167,26 +170,19 @@ def test_a_run_that_is_being_written_or_delivered_is_left_alone(stage: Stage) ->
 
 
 def test_only_runs_that_ended_long_enough_ago(stage: Stage) -> None:
-    record(stage)
+    record(stage, LinesBackend)
     assert "kept: it ended later than that" in told(stage, "prune", "--older-than", "1h", "--yes")
     assert "1 run" in told(stage, "prune", "--older-than", "0s")
     assert "is no age" in told(stage, "prune", "--older-than", "yesterday", code=2)
 
 
 def test_whole_runs_go_but_not_the_parent_of_one_that_stays(stage: Stage) -> None:
-    stage.run(
-        """
-        import trackhub
-        with trackhub.init(backends=["lines"], run_id="parent", finish_timeout=40) as parent:
-            child = parent.child("trial")
-            child.log_metrics({"a": 1.0})
-            child.finish()
-        """
-    )
+    with trackhub.init(dir=stage.root, run_id="parent", mode="offline") as tracker:
+        tracker.child("trial").log_metrics({"a": 1.0})
     family = {run.manifest.parent_id: run for run in stage.runs()}
     child, parent = family["parent"], family[None]
-    for run in (child, parent):
-        wait_until_left_alone(run)
+    deliver(parent, LinesBackend, stage)
+    deliver(child, LinesBackend, stage)
     cursor = child.cursor("lines")
     child.cursor_file("lines").save(Cursor())
     kept = freeing(parent, child, whole_runs=True)
@@ -215,14 +211,12 @@ trackhub.prune.prune([RunDirectory(Path(sys.argv[1]))], dry_run=False)
 
 @pytest.mark.parametrize("removed", [0, 1, 2])
 def test_a_prune_that_is_killed_in_the_middle_is_completed_by_the_next(stage: Stage, removed: int) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     amount = run.amount()
     with trackhub.init(run_id="run", dir=stage.root, mode="offline") as tracker:
         tracker.log_metrics({"loss": 1.0})
     assert run.amount().points == amount.points + 1
-    done = told(stage, "sync", "--timeout", "40")
-    assert "complete" in done
-    wait_until_left_alone(run)
+    deliver(run, LinesBackend, stage)
     amount, end = run.amount(), run.end()
     assert len(list(run.journal.glob("*.journal"))) == 2
     command = [sys.executable, "-c", KILLED, str(run.path), str(removed)]
@@ -240,7 +234,7 @@ def test_a_prune_that_is_killed_in_the_middle_is_completed_by_the_next(stage: St
 def test_a_process_that_begins_to_write_meanwhile_loses_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     note_freed = RunDirectory.note_freed
     begun: list[trackhub.Tracker] = []
 
@@ -261,7 +255,7 @@ def test_a_process_that_begins_to_write_meanwhile_loses_nothing(
 def test_a_process_that_begins_to_write_while_the_whole_run_is_moved_goes_on(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     rename, begun = Path.rename, []
 
     def begin(self: Path, target: Path) -> Path:
@@ -278,7 +272,7 @@ def test_a_process_that_begins_to_write_while_the_whole_run_is_moved_goes_on(
 
 
 def test_blobs_alone_are_freed_for_a_quota(stage: Stage) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     assert free_blobs(run) >= 50_000
     assert not list(run.blobs.iterdir())
     assert len(records_of(run)) == 53
@@ -286,7 +280,7 @@ def test_blobs_alone_are_freed_for_a_quota(stage: Stage) -> None:
 
 
 def test_nothing_outside_is_removed(stage: Stage) -> None:
-    run = record(stage)
+    run = record(stage, LinesBackend)
     outside = stage.path / "outside"
     outside.mkdir()
     (outside / "file").write_text("keep me")

@@ -6,14 +6,18 @@ import logging
 from pathlib import Path
 
 import pytest
-from stage import Stage, records_of, wait_until
+from backends_for_tests import LinesBackend, LinesOptions, MetricsOnlyBackend, UnavailableBackend
+from stage import records_of
 
 import trackhub
+from trackhub import Backend, BackendUnavailable
+from trackhub.delivery import Delivery
 from trackhub.errors import SettingsError
 from trackhub.prune import size_on_disk
 from trackhub.quota import Quota
 from trackhub.quota_note import quota_notes, quota_sentences
 from trackhub.records import ArtifactLogged, ImageLogged, MetricsLogged, ParamsLogged, RunEnded, TextLogged
+from trackhub.report import delivery_report
 from trackhub.rundir import RunDirectory
 
 PNG = bytes.fromhex(
@@ -108,71 +112,85 @@ def test_a_limit_that_is_none_is_refused_in_init(tmp_path: Path, monkeypatch: py
             limited(tmp_path, wrong, monkeypatch)
 
 
-TRAINING = """
-import sys, trackhub
-with trackhub.init(backends={backends!r}, run_id="run", finish_timeout=40) as tracker:
-    for step in range(12):
-        tracker.log_text("page", str(step) + "x" * 200_000, step=step)
-        tracker.log_metrics({{"step": step}}, step=step)
-        tracker.flush(20)
-"""
+def train(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *backends: type[Backend],
+    max_bytes: int = 1_500_000,
+    run_id: str = "run",
+) -> RunDirectory:
+    """A run of twelve large texts, each delivered as soon as it is logged."""
+    monkeypatch.setenv("TRACKHUB_MAX_BYTES", str(max_bytes))
+    with trackhub.init(dir=path / "hub", mode="offline", run_id="run") as tracker:
+        run = RunDirectory(tracker.directory)
+        options = LinesOptions(path=str(path / "lines.jsonl"))
+        deliveries = [Delivery(run, kind.name, lambda kind=kind: kind(options)) for kind in backends]
+        for step in range(12):
+            tracker.log_text("page", str(step) + "x" * 200_000, step=step)
+            tracker.log_metrics({"step": step}, step=step)
+            deliver(deliveries)
+    deliver(deliveries)
+    for delivery in deliveries:
+        delivery.release()
+    return run
 
 
-def test_what_all_backends_have_is_freed_before_anything_is_refused(stage: Stage) -> None:
-    _, err = stage.run(TRAINING.format(backends="lines"), environment={"TRACKHUB_MAX_BYTES": "1500kB"})
-    run = stage.run_directory()
-    records = records_of(run)
-    assert sum(isinstance(record, TextLogged) for record in records) == 12
+def deliver(deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        while delivery.pump() == 0.0:
+            pass
+
+
+def texts_of(run: RunDirectory) -> list[TextLogged]:
+    return [record for record in records_of(run) if isinstance(record, TextLogged)]
+
+
+def test_what_all_backends_have_is_freed_before_anything_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, monkeypatch, LinesBackend)
+    texts = texts_of(run)
+    assert len(texts) == 12
     assert run.cursor("lines").report.delivered == {"artifacts": 12, "metrics": 12}
     (note,) = quota_notes(run.path)
     assert not note.refused
     assert note.freed_files >= 6
     assert note.freed_bytes > note.freed_files * 200_000
-    assert "were removed here; all backends have them" in err
-    left = {path.name for path in run.blobs.iterdir()}
-    assert len(left) == 12 - note.freed_files
+    assert "were removed here; all backends have them" in quota_sentences(run.path)[0]
     # Those that are left are the last ones.
-    assert left == {Path(record.file.path).name for record in records if isinstance(record, TextLogged)} & left
-    assert size_on_disk(stage.root) < 1_500_000 + 8192
+    left = {path.name for path in run.blobs.iterdir()}
+    assert left == {Path(text.file.path).name for text in texts[note.freed_files :]}
+    assert size_on_disk(tmp_path / "hub") < 1_500_000 + 8192
 
 
-def test_what_a_backend_lacks_is_not_freed(stage: Stage) -> None:
-    _, err = stage.run(
-        TRAINING.format(backends="lines,unavailable").replace("flush(20)", "flush(0.2)").replace("=40", "=2"),
-        environment={"TRACKHUB_MAX_BYTES": "1500kB"},
-    )
-    run = stage.run_directory()
-    texts = [record for record in records_of(run) if isinstance(record, TextLogged)]
+@pytest.mark.parametrize("backends", [(), (LinesBackend, UnavailableBackend), (MetricsOnlyBackend,)])
+def test_what_is_nowhere_else_is_not_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backends: tuple[type[Backend], ...]
+) -> None:
+    if UnavailableBackend in backends:
+        monkeypatch.setattr(UnavailableBackend, "open", raise_unavailable)
+    run = train(tmp_path, monkeypatch, *backends)
+    texts = texts_of(run)
     assert 0 < len(texts) < 12
     assert all((run.path / text.file.path).exists() for text in texts)
-    assert f"not recorded: text {12 - len(texts)} (page)" in err
     assert sum(isinstance(record, MetricsLogged) for record in records_of(run)) == 12
+    assert f"not recorded: text {12 - len(texts)} (page)" in str(delivery_report(run, "trackhub sync"))
 
 
-def test_what_no_backend_shows_is_not_freed(stage: Stage) -> None:
-    stage.run(TRAINING.format(backends="metrics_only"), environment={"TRACKHUB_MAX_BYTES": "1500kB"})
-    run = stage.run_directory()
-    texts = [record for record in records_of(run) if isinstance(record, TextLogged)]
-    assert texts
-    assert all((run.path / text.file.path).exists() for text in texts)
+def raise_unavailable(*_: object) -> None:
+    raise BackendUnavailable("the vendor does not answer")
 
 
-def test_runs_that_have_ended_and_arrived_make_room(stage: Stage) -> None:
-    stage.run(TRAINING.format(backends="lines").replace("        tracker.flush(20)\n", ""))
-    done = stage.run_directory()
-    stage.wait_closed("lines")
-    wait_until(lambda: not done.cursor_file("lines").is_claimed, "the delivery to let go")
-    stage.run(
-        """
-        import trackhub
-        with trackhub.init(run_id="next") as tracker:
-            tracker.log_text("page", "x" * 1_000_000)
-        """,
-        environment={"TRACKHUB_MAX_BYTES": "2500kB"},
-    )
+def test_runs_that_have_ended_and_arrived_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = train(tmp_path, monkeypatch, LinesBackend, max_bytes=10_000_000)
+    assert len(list(done.blobs.iterdir())) == 12
+    monkeypatch.setenv("TRACKHUB_MAX_BYTES", "2500kB")
+    with trackhub.init(dir=tmp_path / "hub", mode="offline") as tracker:
+        tracker.log_text("page", "x" * 1_000_000)
+    assert len(texts_of(RunDirectory(tracker.directory))) == 1
     assert not list(done.blobs.iterdir())
+    assert len(texts_of(done)) == 12
     assert "12 files" in quota_sentences(done.path)[0]
-    assert any(isinstance(record, TextLogged) for record in records_of(RunDirectory(stage.root / "next")))
 
 
 def test_the_directory_is_not_measured_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -326,6 +326,7 @@ def cat(
     from trackhub.journal import JournalReader
 
     found = find_run(run, place_of(directory))
+    _ = found.manifest  # Refuses a directory that leads out of itself.
     wanted = kinds_of(part for text in kind for part in text.split(",")) if kind else None
     out = sys.stdout.buffer
     reader = JournalReader(found.journal)

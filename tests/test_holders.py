@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from trackhub.cursor import Cursor
 from trackhub.journal import Holders, JournalReader, JournalWriter, RankStarted, WriterStarted, writer_is_alive
 from trackhub.journal.frames import Role
+from trackhub.journal.skim import skim
 from trackhub.records import EndStatus, RunEnded
 from trackhub.rundir import Manifest, RunDirectory
-from trackhub.skim import skim
 
 STATUSES: list[EndStatus] = ["finished", "failed", "killed"]
 

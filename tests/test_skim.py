@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_helpers import EVERY_KIND
 
-from trackhub import skim as skim_module
+import trackhub.journal.skim as skim_module
 from trackhub.journal import FIRST_SEGMENT_BYTES, Holders, JournalReader, JournalWriter, segment_name
+from trackhub.journal.skim import Skim, skim
 from trackhub.records import MetricsLogged, ParamsLogged, RunEnded
-from trackhub.skim import Skim, skim
 
 
 def write(directory: Path, *records: Any, role: Any = "owner", time_ns: int = 1_700_000_000_000_000_000) -> None:

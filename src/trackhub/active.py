@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
+from trackhub import redaction
 from trackhub.records import EndStatus
 
 
@@ -125,7 +126,7 @@ def end_of(error: BaseException | None) -> tuple[EndStatus, str | None]:
         return "finished", None
     if isinstance(error, KeyboardInterrupt):
         return "killed", "KeyboardInterrupt"
-    return "failed", f"{type(error).__name__}: {error}"[:2000]
+    return "failed", redaction.hide(f"{type(error).__name__}: {error}"[:2000])
 
 
 def _watch_exceptions() -> None:

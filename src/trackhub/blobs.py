@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from trackhub.private import make_directory, open_file, write_file
 from trackhub.records import StoredFile
 
 
@@ -44,7 +45,7 @@ class BlobStore:
         """
         path = self._directory / f"{self._next_name()}{suffix}"
         fresh = path.with_name(path.name + ".new")
-        fresh.write_bytes(content)
+        write_file(fresh, content)
         fresh.replace(path)
         self._unsynced.append(path)
         return StoredFile(self._relative(path), len(content), media_type=media_type)
@@ -63,7 +64,7 @@ class BlobStore:
         check_regular(source, own)
         folder = self._directory / self._next_name()
         fresh = folder.with_name(folder.name + ".new")
-        fresh.mkdir(mode=0o700)
+        make_directory(fresh)
         copy = fresh / (source.name if source.name not in ("", "..") else source.resolve().name)
 
         def leave_out(folder: str, names: list[str]) -> list[str]:
@@ -72,6 +73,9 @@ class BlobStore:
         try:
             if source.is_dir():
                 shutil.copytree(source, copy, copy_function=_copy_file, ignore=leave_out)
+                # They were given the modes of what was copied, which may even forbid to remove them.
+                for place, _, _ in os.walk(copy):
+                    Path(place).chmod(0o700)
             else:
                 _copy_file(source, copy)
         except BaseException:
@@ -149,7 +153,8 @@ def _files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
 
 def _copy_file(source: str | Path, target: str | Path) -> None:
     """Copy inside the kernel where it can: file systems that share blocks then copy nothing at all."""
-    with Path(source).open("rb") as reader, Path(target).open("xb") as writer:
+    descriptor = open_file(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with os.fdopen(descriptor, "wb") as writer, Path(source).open("rb") as reader:
         left = os.fstat(reader.fileno()).st_size
         try:
             while left > 0:

@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 
 from trackhub.journal import Chunk, Holders, Position, is_locked, lock_file
+from trackhub.private import UntrustedFileError, make_directory, open_file, open_to_read, read_file
 from trackhub.records import EndStatus
 
 MAX_EXAMPLES = 5
+MAX_CURSOR_BYTES = 16 << 20
 
 
 class NoteCount(msgspec.Struct):
@@ -122,6 +124,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Cursor).decode
 
 
+def _is_place(entry: tuple[str, tuple[int, int]]) -> bool:
+    """Whether a writer and its place can be those of a journal; a damaged cursor may have any numbers."""
+    writer, place = entry
+    return writer.isascii() and writer.isdecimal() and len(writer) < 19 and all(0 <= one < 1 << 62 for one in place)
+
+
 class CursorFile:
     """Loads and saves one cursor, and says which process may deliver.
 
@@ -138,9 +146,10 @@ class CursorFile:
     def load(self) -> Cursor:
         """The saved cursor; a fresh one if there is none or it cannot be read (the backends make that harmless)."""
         try:
-            return _decode(self.path.read_bytes())
-        except (FileNotFoundError, ValueError, RecursionError):
+            cursor = _decode(read_file(self.path, MAX_CURSOR_BYTES))
+        except (FileNotFoundError, UntrustedFileError, ValueError, RecursionError):
             return Cursor()
+        return cursor if all(map(_is_place, cursor.position.items())) else Cursor()
 
     def save(self, cursor: Cursor, *, durably: bool = True) -> None:
         """Replace the saved cursor.
@@ -153,7 +162,7 @@ class CursorFile:
             OSError: The disk did not take it; the old one stands.
         """
         fresh = self.path.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             left = memoryview(_encode(cursor))
             while left:
@@ -168,8 +177,8 @@ class CursorFile:
         """Become the one process that delivers this run to this backend; False while another one is."""
         if self._lock is not None:
             return True
-        self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_directory(self._lock_path.parent, parents=True)
+        descriptor = open_file(self._lock_path, os.O_RDWR | os.O_CREAT)
         try:
             # Where there are no locks: two deliveries of one run do no harm beyond work done twice.
             lock_file(descriptor, wait=False)
@@ -196,7 +205,7 @@ class CursorFile:
         if self._lock is not None:
             return True
         try:
-            descriptor = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_to_read(self._lock_path)
         except OSError:
             return False
         try:
@@ -215,5 +224,5 @@ class CursorFile:
     def holder(self) -> int | None:
         """The process that wrote its id when it last claimed this cursor, for messages."""
         with suppress(OSError, ValueError):
-            return int(self._lock_path.read_bytes())
+            return int(read_file(self._lock_path, 32))
         return None

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
+import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,9 +28,12 @@ from trackhub.backend import Backend, Rewind, RunInfo
 from trackhub.cursor import MAX_EXAMPLES, BackendReport, Cursor, NoteCount
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
 from trackhub.journal import Chunk, JournalReader, writer_is_alive
+from trackhub.private import make_directory, open_file
 from trackhub.processing import Pipeline, ProcessorFailed
 from trackhub.records import Deliverable, EndStatus, MetricsLogged, RunEnded
+from trackhub.redaction import HidesSecrets, hide
 from trackhub.rundir import RunDirectory
+from trackhub.settings import without_credentials
 
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
@@ -41,8 +46,11 @@ CLAIM_POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 5.0
 MAX_REJECTED_EXAMPLES = 5
 STILL_SHOWN = "superseded and still shown"
+MAX_DAMAGED_EXAMPLES = 100
 
+_MORE_DAMAGE = re.compile(r"(\d+) more places")
 _log = logging.getLogger("trackhub.delivery")
+_log.addFilter(HidesSecrets())
 
 
 class _ParentNotOpen(TrackhubError):
@@ -289,6 +297,8 @@ class Delivery:
                     continue
                 logged_kind = lowering.KINDS[kind_of_record]
                 records = cast(Iterable[Deliverable], stretch)
+                if "file" in kind_of_record.__annotations__:
+                    records = self._whose_files_may_be_read(logged_kind, records, tally)
                 if pipeline.handles(kind_of_record):
                     records = pipeline.process(kind_of_record, records)
                     if not records:
@@ -306,6 +316,15 @@ class Delivery:
         self._tally = tally
         self._chunk = chunk
 
+    def _whose_files_may_be_read(
+        self, kind: str, records: Iterable[Deliverable], tally: _Tally
+    ) -> Iterator[Deliverable]:
+        for record in records:
+            if self.run.lies_inside(record.file):  # type: ignore[union-attr]
+                yield record
+            else:
+                self._set_aside(kind, record, "its file is not in the run directory, or is another user's", tally)
+
     def _write_next_batch(self) -> None:
         batch = self._batches[0]
         if isinstance(batch, Rewind):
@@ -318,7 +337,7 @@ class Delivery:
         except RecordRejected as error:
             halves = _halve(batch)
             if halves is None:
-                self._set_aside(batch, str(error))
+                self._set_aside(batch.kind, batch.records[0], str(error), self._tally)
             self._batches.popleft()
             self._batches.extendleft(reversed(halves or ()))
             return
@@ -331,15 +350,14 @@ class Delivery:
             tally.delivered[batch.kind] += 1
         tally.points += sum(len(record.values) for record in batch.records if isinstance(record, MetricsLogged))
 
-    def _set_aside(self, batch: _Batch, reason: str) -> None:
+    def _set_aside(self, kind: str, record: Deliverable, reason: str, tally: _Tally) -> None:
         """Keep a record that the backend will never take for where people can find it."""
-        record = batch.records[0]
-        _log.warning("%s: run %s: rejected %s: %s", self.version, self.run.path.name, batch.kind, reason)
-        tally = self._tally
+        reason = hide(reason)
+        _log.warning("%s: run %s: rejected %s: %s", self.version, self.run.path.name, kind, reason)
         tally.rejected += 1
         if tally.rejected <= MAX_REJECTED_EXAMPLES:
-            tally.rejected_examples.append(f"{batch.kind} {_describe(record)}: {reason}")
-        line = {"kind": batch.kind, "reason": reason, "record": _as_dict(record)}
+            tally.rejected_examples.append(f"{kind} {_describe(record)}: {reason}")
+        line = {"kind": kind, "reason": reason, "record": _as_dict(record)}
         # The standard library's JSON keeps NaN and infinities, which are a common reason to be refused.
         tally.rejected_lines.append(json.dumps(line, default=_as_dict).encode(errors="backslashreplace") + b"\n")
 
@@ -349,14 +367,15 @@ class Delivery:
         assert chunk is not None
         state = self._get_backend().checkpoint()
         if tally.rejected_lines:
-            self.run.rejected.mkdir(mode=0o700, exist_ok=True)
-            with (self.run.rejected / f"{self.name}.jsonl").open("ab") as file:
+            make_directory(self.run.rejected)
+            path = self.run.rejected / f"{self.name}.jsonl"
+            with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
                 file.write(b"".join(tally.rejected_lines))
             tally.rejected_lines.clear()
         if state is not None:
             cursor.state = dict(state)
         cursor.advance(chunk)
-        cursor.report.damaged.extend(chunk.damaged)
+        _note_damage(cursor.report.damaged, chunk.damaged)
         cursor.highest_step, cursor.highest_before = tally.highest.step, tally.highest.before
         tally.enter(cursor.report)
         if tally.still_shown is not None:
@@ -437,7 +456,8 @@ class Delivery:
         self._save_quietly(self._cursor.report.error)
         opened = backend.open(info, self._cursor.state)
         self._opened = True
-        self._cursor.remote_id, self._cursor.link = opened.remote_id, opened.link
+        self._cursor.remote_id = opened.remote_id
+        self._cursor.link = None if opened.link is None else without_credentials(opened.link)
         self._cursor.state = dict(opened.state)
         self._save()
         _log.info("%s: run %s: open (%s)", self.version, info.id, opened.link or opened.remote_id)
@@ -518,6 +538,7 @@ class Delivery:
 
     def _back_off(self, message: str, retry_after_seconds: float | None) -> float:
         self._failures += 1
+        message = hide(message)
         if retry_after_seconds is not None:
             seconds = min(max(retry_after_seconds, SHORTEST_RETRY_AFTER_SECONDS), LONGEST_RETRY_AFTER_SECONDS)
         else:
@@ -532,6 +553,7 @@ class Delivery:
 
     def _start_over(self, message: str) -> float:
         """Forget how far the backend was: what it had is gone."""
+        message = hide(message)
         self._disconnect()
         self._forget_chunk()
         if not self._cursor.position:
@@ -550,9 +572,23 @@ class Delivery:
         self.suspended = True
         if self._claimed:
             whose = str(error) if part == "processor" else f"{self.version}: {type(error).__name__}: {error}"
-            self._cursor.report.suspended, self._cursor.report.failed_part = whose, part
+            self._cursor.report.suspended, self._cursor.report.failed_part = hide(whose), part
             self._save_quietly(None)
         self.release()
+
+
+def _note_damage(noted: list[str], found: Sequence[str]) -> None:
+    """Keep the first sentences and count the others: of damage there may be any amount."""
+    earlier = _MORE_DAMAGE.fullmatch(noted[-1]) if noted else None
+    more = 0
+    if earlier is not None:
+        more = int(earlier[1])
+        noted.pop()
+    room = MAX_DAMAGED_EXAMPLES - len(noted)
+    noted.extend(found[:room])
+    more += len(found[room:])
+    if more:
+        noted.append(f"{more} more places")
 
 
 def _halve(batch: _Batch) -> tuple[_Batch, _Batch] | None:
@@ -573,7 +609,7 @@ def _halve(batch: _Batch) -> tuple[_Batch, _Batch] | None:
 
 def _enter_notes(report: BackendReport, notes: Iterable[tuple[str, str, str]]) -> None:
     for reason, subject, detail in notes:
-        report.notes.setdefault(reason, NoteCount()).add(subject, detail)
+        report.notes.setdefault(hide(reason), NoteCount()).add(hide(subject), hide(detail))
 
 
 def _as_dict(record: Any) -> dict[str, Any]:

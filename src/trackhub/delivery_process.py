@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import io
 import json
 import logging
 import os
@@ -16,17 +17,20 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from trackhub import redaction, settings
 from trackhub.backend import Backend
 from trackhub.delivery import Delivery
 from trackhub.plugins import find_backend, version_of
 from trackhub.rundir import RunDirectory
 
 POLL_SECONDS = 1.0
+MAX_LINE_CHARACTERS = 1 << 16
 ENDS_IDLE_AFTER_SECONDS = 30.0
 OUTLIVES_TRAINING_SECONDS = 24 * 3600.0
 TERMINATION_GRACE_SECONDS = 20.0
@@ -155,6 +159,7 @@ class DeliveryServer:
         def make_backend() -> Backend:
             # Looked up here, where an error suspends the delivery and is in its report.
             kind = find_backend(self._name)
+            settings.learn_secrets(kind.Options, options)
             delivery.version = version_of(self._name, kind)
             return kind(kind.Options.model_validate(options))
 
@@ -164,6 +169,45 @@ class DeliveryServer:
             delivery = Delivery(RunDirectory(Path(path)), self._name, make_backend)
             self._deliveries[path], self._options[path] = delivery, options
         self._due[path] = 0.0
+
+
+class _Redacted(io.TextIOBase):
+    """A stream into the log that keeps secrets out of it, whoever writes: vendors print, warn and log as they like.
+
+    Args:
+        stream: Where the lines go. A line is written when it is whole, for a secret may come in pieces.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._line = ""
+        self._lock = threading.RLock()
+
+    def writable(self) -> bool:
+        """As any stream into a file."""
+        return True
+
+    def fileno(self) -> int:
+        """Of the log itself."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Take text in."""
+        with self._lock:
+            whole, newline, self._line = (self._line + text).rpartition("\n")
+            if len(self._line) > MAX_LINE_CHARACTERS:
+                whole, newline, self._line = whole + newline + self._line, "\n", ""
+            if whole or newline:
+                self._stream.write(redaction.hide(whole) + newline)
+                self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write the beginning of a line, too."""
+        with self._lock:
+            self._stream.write(redaction.hide(self._line))
+            self._stream.flush()
+            self._line = ""
 
 
 def _end_if_hanging(seconds: float) -> None:
@@ -190,6 +234,8 @@ def main(arguments: list[str]) -> None:
     # Vendors' SDKs load hundreds of thousands of lasting objects and make many short-lived ones: with Python's own
     # thresholds a fifth of an MLflow delivery's CPU time goes into looking for cycles.
     gc.set_threshold(100_000, 50, 50)
+    settings.learn_secrets_of_environment()
+    sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = DeliveryServer(arguments[0], int(arguments[1]))
     server.watch_signals()

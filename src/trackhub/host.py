@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trackhub.private import open_file
 from trackhub.rundir import RunDirectory
 from trackhub.settings import delivery_environment
 
@@ -438,7 +439,7 @@ def _run_message(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 def _open_log(log: Path) -> int:
     """Where the process says what it has to say; nowhere, if that cannot be written."""
     try:
-        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except OSError:
         return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 

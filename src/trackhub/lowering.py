@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from trackhub import drawing, values
 from trackhub.backend import Backend, RunInfo
+from trackhub.private import make_directory, write_file
 from trackhub.records import (
     ArtifactLogged,
     ConfusionMatrixLogged,
@@ -123,10 +124,10 @@ def _figure(record: ConfusionMatrixLogged | RocCurveLogged, run: RunInfo, svg: s
 def _derive(run: RunInfo, content: bytes, suffix: str, media_type: str) -> StoredFile:
     """Store a file made from a record; the same record gives the same file, whichever delivery makes it first."""
     folder = run.directory / "blobs" / "derived"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(folder, parents=True)
     path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.{suffix}"
     if not path.exists():
         fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(content)
+        write_file(fresh, content)
         fresh.replace(path)
     return StoredFile(str(path.relative_to(run.directory)), len(content), media_type=media_type)

@@ -31,10 +31,10 @@ import msgspec
 from trackhub import plugins, settings
 from trackhub.errors import SettingsError
 from trackhub.journal import lock_file
-from trackhub.rundir import Manifest, RunDirectory, runs_in
+from trackhub.private import make_directory
+from trackhub.rundir import REPLAYS, Manifest, RunDirectory, runs_in
 from trackhub.sync import options_for, with_families
 
-FOLDER = "replays"
 _LONGEST_ID = 128
 
 
@@ -95,8 +95,10 @@ def prepare_copy(
     stored = settings.storable_options(kind.Options.model_validate(full))
     mark = _mark(full, stored)
     family = _family(run)
-    root = run.path / FOLDER
-    root.mkdir(mode=0o700, exist_ok=True)
+    if freed := [one.manifest.id for one in family if one.freed is not None]:
+        raise SettingsError(f"run {freed[0]} was pruned: its journal is not there any more to be delivered again")
+    root = run.path / REPLAYS
+    make_directory(root)
     with _locked(root / "lock"):
         earlier = _places(root, backend)
         matching = [] if again else [one for one in earlier if _is_for(earlier[one], run, backend, stored, same_id)]
@@ -111,7 +113,7 @@ def prepare_copy(
         else:
             number += any(one.cursor(backend).position for one in family)
             suffix = "" if same_id or number == 1 else f"-copy{number}"
-        place.mkdir(mode=0o700, exist_ok=True)
+        make_directory(place)
         # The run itself last: it is what tells that the copy is whole.
         copies = [_lay_out(place, one, run, suffix, backend, stored, mark) for one in reversed(family)]
     copies.reverse()
@@ -137,7 +139,7 @@ def _lay_out(
     copy = RunDirectory(place / _copy_id(manifest.id, suffix))
     if copy.exists:
         return copy
-    copy.path.mkdir(mode=0o700, exist_ok=True)
+    make_directory(copy.path)
     for source in (run.journal, run.blobs):
         link = copy.path / source.name
         if not link.is_symlink():

@@ -5,6 +5,7 @@ process has gone.
 
     <TRACKHUB_DIR>/<run id>/
         run.json                 identity and options, without secrets
+        freed.json               what the journal amounted to, once it was freed (see prune.py)
         journal/                 see journal/__init__.py
         blobs/                   snapshots of files and rich values, taken at the call
         cursors/<backend>.json   see cursor.py
@@ -26,10 +27,15 @@ import msgspec
 
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader
-from trackhub.records import RunEnded, RunStatus
+from trackhub.journal import JournalReader, Position
+from trackhub.journal.skim import Skim, skim
+from trackhub.private import UntrustedFileError, make_directory, open_file, read_file
+from trackhub.records import RunEnded, RunStatus, StoredFile
 
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20
+REPLAYS = "replays"
+"""The folder of the copies that `trackhub replay` makes of a run."""
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -85,6 +91,20 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+class Freed(msgspec.Struct, frozen=True):
+    """What is in `freed.json`: what a journal amounted to before its segments were removed.
+
+    Args:
+        time_ns: When that was.
+        position: How far it was freed; what lies behind was written later.
+        amount: What there was up to there.
+    """
+
+    time_ns: int
+    position: Position
+    amount: Skim
+
+
 class RunDirectory:
     """One run on disk.
 
@@ -114,14 +134,14 @@ class RunDirectory:
             OSError: It cannot be written.
         """
         run = cls(root / manifest.id)
-        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(run.path, parents=True)
         for folder in (run.blobs, run.cursors):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_directory(folder)
         if joins and run.exists:
             return run
         # Processes on several machines may have the same number.
         fresh = run.path / f"run.json.{os.getpid()}.{secrets.token_hex(4)}"
-        with fresh.open("wb") as file:
+        with os.fdopen(open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
             file.flush()
             # A run is nothing without this file, so it must not be the one that a power failure empties.
@@ -146,15 +166,74 @@ class RunDirectory:
         """
         if self._manifest is None:
             try:
-                manifest = msgspec.json.decode((self.path / "run.json").read_bytes(), type=Manifest)
+                manifest = msgspec.json.decode(read_file(self.path / "run.json", MAX_MANIFEST_BYTES), type=Manifest)
             except (OSError, ValueError, RecursionError) as error:
                 raise JournalError(f"{self.path} is no run directory that can be read: {error}") from error
             if manifest.format > FORMAT_VERSION:
                 raise JournalError(
                     f"{self.path} was written by a newer trackhub ({manifest.version}): upgrade this one"
                 )
+            self._check(manifest)
             self._manifest = manifest
         return self._manifest
+
+    def _check(self, manifest: Manifest) -> None:
+        """Refuse a run directory that leads out of itself: who made it need not be who reads it."""
+        for what, names in {
+            "run id": [one for one in (manifest.id, manifest.parent_id, manifest.copy_of) if one is not None],
+            "backend": [*manifest.backends, *manifest.in_process],
+        }.items():
+            for name in names:
+                if not _RUN_ID.fullmatch(name):
+                    raise JournalError(f"{self.path} is no run directory to be trusted: {name[:100]!r} names no {what}")
+        for folder in (self.journal, self.blobs, self.cursors, self.rejected):
+            if folder.is_symlink() and not self._is_originals(folder, manifest):
+                raise JournalError(
+                    f"{self.path} is no run directory to be trusted: its {folder.name} is a link, and none is followed"
+                )
+
+    def _original(self, manifest: Manifest) -> Path | None:
+        """The directory whose journal and blobs this one uses, if it is a copy (see replaying.py)."""
+        # <original or a parent of it>/replays/<backend>-<number>/<this>
+        above = self.path.absolute().parents
+        return above[3] / manifest.copy_of if manifest.copy_of is not None and len(above) > 3 else None
+
+    def _is_originals(self, folder: Path, manifest: Manifest) -> bool:
+        original = self._original(manifest)
+        if original is None or (original / folder.name).is_symlink():
+            return False
+        return folder.resolve() == (original / folder.name).resolve()
+
+    @property
+    def copies(self) -> list[RunDirectory]:
+        """The copies of this run that `trackhub replay` has made; they use its journal and its blobs."""
+        found: list[RunDirectory] = []
+        place, seen = self, set[Path]()
+        while place.exists and place.path not in seen:
+            seen.add(place.path)
+            copies = [RunDirectory(path.parent) for path in sorted((place.path / REPLAYS).glob("*/*/run.json"))]
+            found.extend(copy for copy in copies if copy.manifest.copy_of == self.manifest.id)
+            if place.manifest.parent_id is None:
+                break
+            place = RunDirectory(place.path.parent / place.manifest.parent_id)
+        return found
+
+    def lies_inside(self, file: StoredFile) -> bool:
+        """Whether a record's file may be read: a snapshot in this directory, or what its owner logged in place.
+
+        A record written by a stranger may name any file of the person who delivers it.
+        """
+        if Path(file.path).is_absolute():
+            # Logged with copy=False; the run's own user could read it anyway.
+            return (self.path / "run.json").stat().st_uid == os.geteuid()
+        own = (self._original(self.manifest) or self.path).resolve()
+        path = self.path / file.path
+        if ".." in Path(file.path).parts or not path.resolve().is_relative_to(own):
+            return False
+        # A snapshot has no links in it: what they led to was copied.
+        return not any(
+            Path(folder, name).is_symlink() for folder, names, files in os.walk(path) for name in (*names, *files)
+        )
 
     def cursor_file(self, backend: str) -> CursorFile:
         """The cursor of one backend."""
@@ -176,6 +255,32 @@ class RunDirectory:
         """The backends of this run that any process can deliver to."""
         return [name for name in self.backends if name not in self.manifest.in_process]
 
+    @property
+    def freed(self) -> Freed | None:
+        """What was freed of the journal; None if it is all there."""
+        try:
+            return msgspec.json.decode(read_file(self.path / "freed.json", MAX_MANIFEST_BYTES), type=Freed)
+        except (FileNotFoundError, UntrustedFileError, ValueError, RecursionError):
+            return None
+
+    def note_freed(self, freed: Freed) -> None:
+        """Write down what is about to be freed.
+
+        Raises:
+            OSError: It cannot be written; nothing may be freed then.
+        """
+        fresh = self.path / "freed.json.new"
+        with os.fdopen(open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(msgspec.json.encode(freed))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.path / "freed.json")
+
+    def amount(self) -> Skim:
+        """What the journal amounts to, with what was freed of it."""
+        freed = self.freed
+        return skim(self.journal) if freed is None else skim(self.journal, freed.position, freed.amount)
+
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""
         reader, alive = JournalReader(self.journal), set[int]()
@@ -183,6 +288,8 @@ class RunDirectory:
             holders = reader.holders(alive)
         finally:
             reader.close()
+        if not holders.chief and (freed := self.freed) is not None:
+            holders = freed.amount.holders
         status = holders.status(alive.__contains__)
         if status is None:
             return ("running" if holders.chief else "killed"), None

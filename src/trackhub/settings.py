@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretBytes, SecretStr, ValidationError, field_validator
 
+from trackhub import redaction
 from trackhub.errors import SettingsError
+from trackhub.redaction import SECRET_WORDS as _SECRET_WORDS
 
 PREFIX = "TRACKHUB_"
 
 Mode = Literal["online", "offline", "disabled"]
 Ranks = Literal["zero", "all"]
 
-_SECRET_WORDS = ("token", "password", "passwd", "secret", "key", "credential")
+_FURTHER_CREDENTIALS = re.compile(r"(?<=://)[^/\s,;@]*@")
 _SECRET_PARAMETER = re.compile(rf"(?i)([?&])(?:sig|[^=&#]*(?:{'|'.join(_SECRET_WORDS)})[^=&#]*)=[^&#]*")
 
 
@@ -72,6 +74,13 @@ class Settings(BaseModel):
         default="zero",
         description="Which of the processes that a launcher (torchrun, SLURM, MPI) has started record: rank `zero`, or "
         "`all` into one run, the names of rank 3 beginning with `rank3/`.",
+    )
+    max_bytes: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="What all runs in the directory may take on disk together: `50GB`, `500MiB`. Copies of files that "
+        "all backends have are removed first; then files and rich values are refused, and counted in the report; "
+        "params and metrics are always recorded. Default: no limit.",
     )
 
     @field_validator("backends", mode="before")
@@ -194,6 +203,7 @@ def backend_options(
             values[name], sources[name] = _from_text(os.environ[vendor], info.annotation), vendor
         elif name in table:
             values[name], sources[name] = table[name], str(file)
+    learn_secrets(options, values)
     try:
         return options.model_validate(values), sources
     except ValidationError as error:
@@ -250,13 +260,58 @@ def _explain(
         shown = "(hidden)" if secret else repr(without_credentials(values.get(name)))
         where = f"{name} (from {source})" if source and source != "argument" else f"{name}"
         lines.append(f"{backend + ': ' if backend else ''}{where} = {shown} is not accepted: {message}; set {variable}")
-    return "\n".join(lines)
+    return redaction.hide("\n".join(lines))
+
+
+def learn_secrets(options: type[BaseModel], values: Mapping[str, Any]) -> None:
+    """Have the secrets among a backend's options kept out of all messages.
+
+    Args:
+        options: The backend's `Options`.
+        values: What they are to hold; need not be valid.
+    """
+    for name, value in values.items():
+        annotation = str(options.model_fields[name].annotation) if name in options.model_fields else ""
+        for text, secret in _texts_in(value, "Secret" in annotation or redaction.is_secret_name(name)):
+            if secret:
+                redaction.learn([text])
+            elif "://" in text:
+                redaction.learn_from_url(text)
+
+
+def learn_secrets_of_environment() -> None:
+    """Have the secrets among the environment's variables kept out of all messages."""
+    for name, text in os.environ.items():
+        if redaction.is_secret_variable(name):
+            user = re.sub(r"(?i)(PASSWORD|PASSWD|PWD|PASS)$", "USERNAME", name)
+            redaction.learn([text], os.environ.get(user, os.environ.get(user.removesuffix("NAME"), "")))
+        elif "://" in text and "@" in text:
+            redaction.learn_from_url(text)
+
+
+def _texts_in(value: Any, secret: bool) -> Iterator[tuple[str, bool]]:
+    """Every text in a value, and whether it is a secret."""
+    if isinstance(value, (SecretStr, SecretBytes)):
+        held = value.get_secret_value()
+        yield held if isinstance(held, str) else held.decode(errors="replace"), True
+    elif isinstance(value, str):
+        yield value, secret
+    elif isinstance(value, Mapping):
+        for name, member in value.items():
+            yield from _texts_in(member, secret or (isinstance(name, str) and redaction.is_secret_name(name)))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for member in value:
+            yield from _texts_in(member, secret)
 
 
 def without_credentials(value: Any) -> Any:
     """A value that can be written down: user, password and secret parameters taken out of the URLs in it."""
     if isinstance(value, Mapping):
-        return {name: without_credentials(member) for name, member in value.items()}
+        return {
+            name: without_credentials(member)
+            for name, member in value.items()
+            if not (isinstance(name, str) and redaction.is_secret_name(name))
+        }
     if isinstance(value, (list, tuple)):
         return [without_credentials(member) for member in value]
     if not isinstance(value, str) or "://" not in value:
@@ -268,14 +323,20 @@ def without_credentials(value: Any) -> Any:
     if "@" in rest and "@" not in authority and colon and not (port.isdigit() or authority.startswith("[")):
         # No port: a password with an unquoted slash in it.
         authority, slash, path = rest, "", ""
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    stored = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    # A list of URLs in one text.
+    return _FURTHER_CREDENTIALS.sub("", stored)
 
 
 def storable_options(options: BaseModel) -> dict[str, Any]:
     """A backend's options as plain values for `run.json`: no secrets, nothing that is at its default."""
     plain: dict[str, Any] = options.model_dump(mode="json", exclude_defaults=True)
     live = options.model_dump(mode="python", exclude_defaults=True)
-    return {name: without_credentials(value) for name, value in plain.items() if not _holds_secret(live[name])}
+    return {
+        name: without_credentials(value)
+        for name, value in plain.items()
+        if not _holds_secret(live[name]) and not redaction.is_secret_name(name)
+    }
 
 
 def full_options(options: BaseModel) -> dict[str, Any]:

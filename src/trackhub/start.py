@@ -78,6 +78,7 @@ def init(
     working_directory = Path.cwd()
     if resume_step is not None:
         resume_step = plain.step_of(resume_step)
+    settings.learn_secrets_of_environment()
     loaded = settings.load(
         {
             "project": project,

@@ -62,9 +62,16 @@ def options_for(run: RunDirectory, backend: str, given: Mapping[str, Any] | None
         SettingsError: The backend is unknown, an option is not accepted, a package is missing, or only the training
             process can deliver to it.
     """
+    settings.learn_secrets_of_environment()
     kind = plugins.find_backend(backend)
     if kind.needs_training_process:
         raise SettingsError(f"backend {backend!r} is filled by the training process itself, while it runs")
+    freed = run.freed
+    if freed is not None and not run.cursor(backend).position:
+        raise SettingsError(
+            f"run {run.manifest.id} was pruned ({time.strftime('%Y-%m-%d', time.localtime(freed.time_ns / 1e9))}): its "
+            f"records are no longer here to be delivered to {backend}"
+        )
     directory = Path(run.manifest.working_directory)
     loaded = settings.load({}, directory if directory.is_dir() else None)
     stored = {

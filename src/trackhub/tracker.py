@@ -26,11 +26,15 @@ from trackhub.blobs import BlobStore, check_regular, describe
 from trackhub.errors import RunFinishedError
 from trackhub.host import host
 from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, writer_is_alive
+from trackhub.journal.skim import last_step
+from trackhub.lowering import KINDS
 from trackhub.plugins import find_backend
+from trackhub.quota import Quota, quota_of
 from trackhub.ranks import Place, own_name
 from trackhub.records import (
     ArtifactLogged,
     ConfusionMatrixLogged,
+    Deliverable,
     EndStatus,
     FigureLogged,
     HistogramLogged,
@@ -38,6 +42,7 @@ from trackhub.records import (
     ImageLogged,
     ModelLogged,
     ParamsLogged,
+    Record,
     RocCurveLogged,
     RunEnded,
     StoredFile,
@@ -47,7 +52,6 @@ from trackhub.records import (
 )
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
-from trackhub.skim import last_step
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
 
 _log = logging.getLogger("trackhub")
@@ -84,6 +88,7 @@ class Tracker:
         self._prefix = ""
         self._journal: JournalWriter | None = None
         self._blobs: BlobStore | None = None
+        self._quota: Quota | None = None
         self._append_metrics: Callable[[Mapping[str, Any], int, int], None] = self._append_metrics_first_time
         self._earlier: active.ActiveRun | None = None
         self._end_mark: Mark | None = None
@@ -295,12 +300,11 @@ class Tracker:
         """
         source = Path(path)
         name = plain.artifact_name(source.resolve().name if name is None else name)
-        if copy:
-            file = self._writing()[1].snapshot(source)
-        else:
+        if not copy:
             check_regular(source)
-            file = describe(source, str(source.absolute()))
-        self._append(ArtifactLogged(_now_ns(), name, file))
+            self._append(ArtifactLogged(_now_ns(), name, describe(source, str(source.absolute()))))
+        elif (file := self._snapshot(ArtifactLogged, name, source)) is not None:
+            self._append_file(ArtifactLogged(_now_ns(), name, file))
 
     def log_model(self, path: str | os.PathLike[str], name: str = "model", register_as: str | None = None) -> None:
         """Log a model that was saved to a file or a directory.
@@ -317,22 +321,25 @@ class Tracker:
         name = plain.artifact_name(name)
         if register_as is not None:
             plain.check_name(register_as, "registered model")
-        file = self._writing()[1].snapshot(Path(path))
-        self._append(ModelLogged(_now_ns(), name, file, register_as))
+        file = self._snapshot(ModelLogged, name, Path(path))
+        if file is not None:
+            self._append_file(ModelLogged(_now_ns(), name, file, register_as))
 
     def log_text(self, name: str, value: str, step: int | None = None) -> None:
         """Log a text."""
         plain.check_name(name, "text")
         step = _optional_step(step)
-        file = self._store(_utf8(value, name), ".txt", "text/plain")
-        self._append(TextLogged(_now_ns(), name, file, step))
+        file = self._store(TextLogged, name, _utf8(value, name), ".txt", "text/plain")
+        if file is not None:
+            self._append_file(TextLogged(_now_ns(), name, file, step))
 
     def log_html(self, name: str, value: str, step: int | None = None) -> None:
         """Log an HTML page or fragment."""
         plain.check_name(name, "html")
         step = _optional_step(step)
-        file = self._store(_utf8(value, name), ".html", "text/html")
-        self._append(HtmlLogged(_now_ns(), name, file, step))
+        file = self._store(HtmlLogged, name, _utf8(value, name), ".html", "text/html")
+        if file is not None:
+            self._append_file(HtmlLogged(_now_ns(), name, file, step))
 
     def log_image(self, name: str, value: Any, step: int | None = None) -> None:
         """Log a picture.
@@ -346,16 +353,18 @@ class Tracker:
         plain.check_name(name, "image")
         step = _optional_step(step)
         image = values.encode_image(value, name)
-        file = self._store(image.data, image.suffix, image.media_type)
-        self._append(ImageLogged(_now_ns(), name, file, image.width, image.height, step))
+        file = self._store(ImageLogged, name, image.data, image.suffix, image.media_type)
+        if file is not None:
+            self._append_file(ImageLogged(_now_ns(), name, file, image.width, image.height, step))
 
     def log_figure(self, name: str, value: Any, step: int | None = None) -> None:
         """Log a figure: matplotlib's, rendered as a picture now, or plotly's, as a page that needs no network."""
         plain.check_name(name, "figure")
         step = _optional_step(step)
         figure = values.encode_figure(value, name)
-        file = self._store(figure.data, figure.suffix, figure.media_type)
-        self._append(FigureLogged(_now_ns(), name, file, step))
+        file = self._store(FigureLogged, name, figure.data, figure.suffix, figure.media_type)
+        if file is not None:
+            self._append_file(FigureLogged(_now_ns(), name, file, step))
 
     def log_table(self, name: str, value: Any, step: int | None = None, columns: Sequence[str] | None = None) -> None:
         """Log a table.
@@ -370,8 +379,9 @@ class Tracker:
         plain.check_name(name, "table")
         step = _optional_step(step)
         table = values.encode_table(value, name, columns)
-        file = self._store(table.data, table.suffix, table.media_type)
-        self._append(TableLogged(_now_ns(), name, file, list(table.columns), table.row_count, step))
+        file = self._store(TableLogged, name, table.data, table.suffix, table.media_type)
+        if file is not None:
+            self._append_file(TableLogged(_now_ns(), name, file, list(table.columns), table.row_count, step))
 
     def log_histogram(self, name: str, value: Any, step: int | None = None, bins: int = 64) -> None:
         """Log how values are distributed.
@@ -607,9 +617,14 @@ class Tracker:
         self._append_metrics = append_own if prefix else journal.append_metrics
         self._journal, self._blobs = journal, blobs
 
+        limit = self._settings.max_bytes
+        quota = self._quota = None if limit is None else quota_of(run.path.parent, int(limit), os.getpid())
+
         def sync() -> None:
             blobs.sync()
             journal.sync()
+            if quota is not None:
+                quota.look(run, f"{journal.writer:04d}")
 
         host().watch(f"{self.id} ({journal.writer})", sync)
         return journal, blobs
@@ -627,8 +642,34 @@ class Tracker:
     def _append(self, record: JournalRecord) -> None:
         self._writing()[0].append(own_name(record, self._prefix) if self._prefix else record)
 
-    def _store(self, content: bytes, suffix: str, media_type: str) -> StoredFile:
-        return self._writing()[1].store(content, suffix, media_type)
+    def _store(self, kind: type[Record], name: str, content: bytes, suffix: str, media_type: str) -> StoredFile | None:
+        """Store a rich value; None if the quota has no room for it."""
+        blobs = self._writing()[1]
+        return blobs.store(content, suffix, media_type) if self._has_room(kind, name, len(content)) else None
+
+    def _snapshot(self, kind: type[Record], name: str, source: Path) -> StoredFile | None:
+        """Copy a file or directory; None if the quota has no room for it."""
+        blobs = self._writing()[1]
+        if self._quota is not None:
+            check_regular(source)
+            if not self._has_room(kind, name, describe(source, name).size_bytes):
+                return None
+        return blobs.snapshot(source)
+
+    def _has_room(self, kind: type[Record], name: str, size_bytes: int) -> bool:
+        quota, run = self._quota, self._run
+        return quota is None or run is None or quota.admits(run, self._writer_name(), KINDS[kind], name, size_bytes)
+
+    def _append_file(self, record: Deliverable) -> None:
+        """Append a record that has a snapshot."""
+        journal = self._writing()[0]
+        journal.append(record)
+        if self._quota is not None and self._run is not None:
+            path = self._run.path / record.file.path  # type: ignore[union-attr]
+            self._quota.took(self._run, self._writer_name(), KINDS[type(record)], path, journal.position)
+
+    def _writer_name(self) -> str:
+        return f"{self._writing()[0].writer:04d}"
 
     def _append_metrics_first_time(self, metrics: Mapping[str, Any], step: int, time_ns: int) -> None:
         self._writing()

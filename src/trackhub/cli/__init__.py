@@ -347,6 +347,61 @@ def verify(
 
 
 @app.command()
+def prune(
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN|DIRECTORY]...", help="Runs, or directories that hold runs; default: all runs."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Only runs that ended longer ago than this: 90s, 30m, 12h, 7d, 4w."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without this, only say what would be freed.")] = False,
+    whole_runs: Annotated[
+        bool, typer.Option("--whole-runs", help="Remove the run directories altogether: nothing tells of them then.")
+    ] = False,
+    journal_only: Annotated[
+        bool,
+        typer.Option("--journal-only", help="Also runs that were given to no backend: this is the only copy of them."),
+    ] = False,
+    directory: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Free the disk from what all backends have: journals and copies of files, of runs that have ended.
+
+    What is not delivered, refused, or shown by no backend stays, and so does a run that is being written or delivered.
+    `runs` and `status` go on telling of what was freed.
+    """
+    from trackhub.cli.finding import find_runs, place_of
+    from trackhub.cli.formats import seconds_of, size
+    from trackhub.prune import prune as prune_runs
+
+    age_seconds = 0.0 if older_than is None else seconds_of(older_than)
+    place = place_of(directory)
+    chosen = find_runs(which or [], place)
+    _complain(place)
+    results = prune_runs(
+        chosen, older_than_seconds=age_seconds, journal_only=journal_only, whole_runs=whole_runs, dry_run=not yes
+    )
+    if as_json:
+        from trackhub.cli.plainly import plain_pruned
+
+        _put_json([plain_pruned(one, dry_run=not yes) for one in results])
+        return
+    for one in results:
+        verdict = f"{size(one.freed_bytes)} {'freed' if yes else 'can be freed'}"
+        typer.echo(f"{one.run.path.name}  {verdict if one.kept is None else f'kept: {one.kept}'}")
+    freed = [one for one in results if one.kept is None]
+    total = f"{size(sum(one.freed_bytes for one in freed))} of {_counted(len(freed), 'run')}"
+    if not results:
+        _say(place.nothing())
+    elif yes:
+        typer.echo(f"freed {total}")
+    else:
+        typer.echo(f"would free {total}{'; repeat with --yes to do it' if freed else ''}")
+
+
+@app.command()
 def cat(
     run: _Run,
     kind: Annotated[
@@ -367,6 +422,7 @@ def cat(
     from trackhub.journal import JournalReader
 
     found = find_run(run, place_of(directory))
+    _ = found.manifest  # Refuses a directory that leads out of itself.
     wanted = kinds_of(part for text in kind for part in text.split(",")) if kind else None
     out = sys.stdout.buffer
     reader, attempts = JournalReader(found.journal), Attempts(found.journal)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,9 @@ from pydantic import BaseModel, SecretStr
 from trackhub import plugins, processing, settings
 from trackhub.cli.inventory import error_text
 from trackhub.errors import SettingsError
+from trackhub.redaction import HIDDEN, SECRET_WORDS, hide
 
 LITTLE_BYTES = 1 << 30
-_HIDDEN = "(hidden)"
-_SECRET_WORDS = ("token", "password", "secret", "key", "credential")
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]*@")
-_SECRET_IN_QUERY = re.compile(rf"([?&][^=&\s]*(?:{'|'.join(_SECRET_WORDS)})[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,7 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
         arguments: Settings given on the command line; None means not given.
         backends: Backends to look at; default: those the settings select.
     """
+    settings.learn_secrets_of_environment()
     try:
         loaded = settings.load(arguments)
     except SettingsError as error:
@@ -98,31 +95,21 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
     diagnosis.options.update({name: [] for name in names})
     # Each vendor may take seconds to answer, so they are asked side by side; what a plugin raises stays in its future.
     with ThreadPoolExecutor(max(len(names), 1), thread_name_prefix="trackhub-doctor") as pool:
-        secrets: list[str] = []
-        futures = {name: pool.submit(_look_at_backend, name, loaded, diagnosis, secrets) for name in names}
+        futures = {name: pool.submit(_look_at_backend, name, loaded, diagnosis) for name in names}
         for name, future in futures.items():
             raised = future.exception()
             text = future.result() if raised is None else error_text(raised)
-            diagnosis.findings.append(
-                Finding(name, "ok" if raised is None else "problem", _without_secrets(text, secrets))
-            )
+            diagnosis.findings.append(Finding(name, "ok" if raised is None else "problem", hide(text)))
     return diagnosis
 
 
-def _look_at_backend(name: str, loaded: settings.Loaded, diagnosis: Diagnosis, secrets: list[str]) -> str:
+def _look_at_backend(name: str, loaded: settings.Loaded, diagnosis: Diagnosis) -> str:
     kind = plugins.find_backend(name)
     options, sources = settings.backend_options(name, kind.Options, {}, loaded.tables.get(name, {}), loaded.file)
     options = processing.resolved(kind, options, Path.cwd(), sources.get("processors", ""))
-    secrets.extend(value.get_secret_value() for _, value in options if isinstance(value, SecretStr))
     diagnosis.options[name] = _values(options, sources)
     kind.check(options)
     return f"{plugins.version_of(name, kind)}; {kind.probe(options) or 'nothing to reach'}"
-
-
-def _without_secrets(text: str, secrets: Sequence[str]) -> str:
-    for secret in filter(None, secrets):
-        text = text.replace(secret, _HIDDEN)
-    return _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", _USER_IN_URL.sub("", text))
 
 
 def _values(options: BaseModel, sources: Mapping[str, str]) -> list[Value]:
@@ -144,9 +131,9 @@ def _in_force(name: str, value: object) -> object:
 def _shown(name: str, value: object) -> str:
     if value is None or value == "":
         return ""
-    if isinstance(value, SecretStr) or (isinstance(value, str) and any(word in name.lower() for word in _SECRET_WORDS)):
-        return _HIDDEN
-    return _without_secrets(str(value), ())
+    if isinstance(value, SecretStr) or (isinstance(value, str) and any(word in name.lower() for word in SECRET_WORDS)):
+        return HIDDEN
+    return hide(str(value))
 
 
 def _look_at_directory(directory: Path) -> list[Finding]:

@@ -6,9 +6,12 @@ Apart from the printing because none of it needs rich, and all of it can be chec
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from datetime import datetime
+
+from trackhub.errors import SettingsError
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -117,3 +120,18 @@ def sparkline(values: Sequence[float], width: int) -> str:
         else:
             bars.append(_BARS[round((middle / 2 - low / 2) / reach * (len(_BARS) - 1))])
     return "".join(bars)
+
+
+def seconds_of(age: str) -> float:
+    """An age as people write it, in seconds.
+
+    >>> seconds_of("7d"), seconds_of("1.5h")
+    (604800.0, 5400.0)
+
+    Raises:
+        SettingsError: It is none.
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smhdw])", age.strip())
+    if match is None:
+        raise SettingsError(f"{age!r} is no age: write a number with s, m, h, d or w behind it, as in 7d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[match[2]]

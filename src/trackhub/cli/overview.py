@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from trackhub.cursor import Cursor
 from trackhub.journal import writer_is_alive
+from trackhub.journal.skim import Skim, skim
+from trackhub.quota_note import quota_sentences
 from trackhub.records import RunStatus
 from trackhub.report import BackendStanding, DeliveryReport
 from trackhub.rundir import Manifest, RunDirectory
-from trackhub.skim import Skim, skim
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Overview:
 
     def report(self, command: str) -> DeliveryReport:
         """The delivery report, with the command that delivers the rest."""
-        return DeliveryReport(self.manifest.id, command, self.standings)
+        return DeliveryReport(self.manifest.id, command, self.standings, quota=tuple(quota_sentences(self.run.path)))
 
 
 def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overview:
@@ -72,7 +73,7 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
     manifest = run.manifest
     # The cursors first: what is written meanwhile then counts as not delivered, never the other way round.
     cursors = {name: run.cursor(name) for name in (run.backends if backends is None else backends)}
-    amount = skim(run.journal)
+    amount = run.amount()
     ended = amount.holders.status(lambda writer: writer_is_alive(run.journal, writer))
     status: RunStatus = ended or ("running" if amount.holders.chief else "killed")
     standings = tuple(_standing(run, name, cursor, amount, status) for name, cursor in cursors.items())

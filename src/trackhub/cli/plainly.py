@@ -18,6 +18,7 @@ import msgspec
 from trackhub.cli.overview import Overview
 from trackhub.errors import SettingsError
 from trackhub.importing import Imported
+from trackhub.prune import Pruned
 from trackhub.readout import WORDS, Readout
 from trackhub.records import Deliverable, MetricsLogged, Record, RunEnded, StoredFile
 from trackhub.report import BackendStanding, DeliveryReport
@@ -113,8 +114,19 @@ def plain_overview(one: Overview) -> dict[str, Any]:
         "points": amount.points,
         "records": amount.records,
         "directory": str(one.run.path.absolute()),
+        "pruned": None if (freed := one.run.freed) is None else iso_time(freed.time_ns),
         "complete": one.complete,
         "backends": {standing.backend: plain_standing(standing) for standing in one.standings},
+    }
+
+
+def plain_pruned(one: Pruned, *, dry_run: bool) -> dict[str, Any]:
+    """What came of pruning one run."""
+    return {
+        "id": one.run.path.name,
+        "freed": one.kept is None and not dry_run,
+        "size_bytes": one.freed_bytes,
+        "kept": one.kept,
     }
 
 
@@ -146,7 +158,7 @@ def plain_report(report: DeliveryReport) -> dict[str, Any]:
         "complete": report.complete,
         "command": None if report.complete else report.command,
         "backends": {standing.backend: plain_standing(standing) for standing in report.standings},
-        "sentences": [line for standing in report.standings for line in standing.sentences()],
+        "sentences": [line for standing in report.standings for line in standing.sentences()] + list(report.quota),
     }
 
 

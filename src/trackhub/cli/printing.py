@@ -187,6 +187,8 @@ def print_run(printer: Printer, one: Overview, readout: Readout, report: Deliver
     if manifest.parent_id:
         printer.line(f"child of {manifest.parent_id}")
     printer.line(str(one.run.path.absolute()), style="dim")
+    if (freed := one.run.freed) is not None:
+        printer.sentence(f"pruned {ago(freed.time_ns)}: what it held by then is only at its backends", style="yellow")
     if amount.error:
         printer.line()
         printer.sentence(f"ended by {amount.error}", style="red")
@@ -278,6 +280,8 @@ def print_report(printer: Printer, report: DeliveryReport, indent: int = 0) -> N
             printer.sentence(sentence, indent + 2, style="yellow")
         if standing.cursor.link:
             printer.line(f"{margin}  {standing.cursor.link}", style="blue")
+    for sentence in report.quota:
+        printer.sentence(sentence, indent, style="yellow")
     if not report.complete:
         printer.line(f"{margin}deliver the rest with: {report.command}", style="bold")
 

@@ -22,6 +22,7 @@ from trackhub.errors import JournalError
 from trackhub.importing.source import Finding, SourceRun
 from trackhub.journal import JournalReader, JournalWriter, writer_is_alive
 from trackhub.lowering import KINDS
+from trackhub.private import write_file
 from trackhub.records import MetricsLogged, RunEnded
 from trackhub.rundir import Manifest, RunDirectory
 
@@ -195,7 +196,7 @@ def _build(aside: Path, source: SourceRun, kind: str, project: str, name: str | 
     if journal.lost_bytes:
         raise JournalError(f"the disk did not take {journal.lost_bytes:,} bytes of run {source.id}: make room first")
     note = ImportNote(kind, str(source.path), source.fingerprint, time.time_ns(), dict(counts), source.findings.all())
-    (run.path / NOTE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(note), indent=2))
+    write_file(run.path / NOTE_NAME, msgspec.json.format(msgspec.json.encode(note), indent=2))
     return note
 
 

@@ -43,7 +43,7 @@ from trackhub.journal.frames import (
     segment_name,
 )
 from trackhub.journal.holders import Holders
-from trackhub.journal.locks import is_locked, lock_file, writer_is_alive
+from trackhub.journal.locks import a_writer_is_alive, is_locked, lock_file, writer_is_alive
 from trackhub.journal.reader import Chunk, JournalReader
 from trackhub.journal.writer import FIRST_SEGMENT_BYTES, JournalWriter
 
@@ -61,6 +61,7 @@ __all__ = [
     "Role",
     "WriterResumed",
     "WriterStarted",
+    "a_writer_is_alive",
     "is_locked",
     "lock_file",
     "segment_name",

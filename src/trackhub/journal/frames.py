@@ -16,8 +16,15 @@ from trackhub.records import Deliverable, RunEnded
 
 FORMAT_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_PARTS = 1_000_000
+"""Texts, lists and mappings in one record; one more than the names of metrics in one call."""
+
 LAST_SEGMENT_BYTES = 8 * 1024 * 1024
+MAX_SEGMENT_BYTES = 2 * MAX_FRAME_BYTES + LAST_SEGMENT_BYTES
+"""No writer makes a larger one; what lies behind is not looked at."""
+
 MAX_SERIES_IN_MEMORY = 4096
+MAX_NAMES_IN_MEMORY = 2 * MAX_PARTS
 
 Role = Literal["owner", "worker", "rank"]
 Position = dict[str, tuple[int, int]]
@@ -82,6 +89,43 @@ class MetricValues(msgspec.Struct, frozen=True, array_like=True, tag=17):
     step: int
     time_ns: int
     values: bytes
+
+
+_SCALARS = re.compile(
+    rb"(?:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|[\xcc\xd0].|[\xcd\xd1].{2}|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8})*", re.S
+)
+_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_COUNT_BYTES = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+
+
+def is_modest(payload: bytes) -> bool:
+    """Whether a payload holds no more texts, lists and mappings than a record may.
+
+    In memory each of them takes fifty times the byte that it may take here, so a record can be small enough on disk and
+    still be too large to be read. What cannot be told is left to the decoder.
+    """
+    if len(payload) <= MAX_PARTS:
+        return True
+    at, stop, parts = 0, len(payload), 0
+    while True:
+        # Numbers are most of what is large, and are passed over in one go.
+        at = _SCALARS.match(payload, at).end()  # type: ignore[union-attr]
+        if at >= stop:
+            return True
+        parts += 1
+        if parts > MAX_PARTS:
+            return False
+        kind = payload[at]
+        if kind < 0xA0:
+            at += 1
+        elif kind < 0xC0:
+            at += 1 + (kind & 0x1F)
+        elif (size := _LENGTH_BYTES.get(kind)) is not None:
+            at += 1 + size + int.from_bytes(payload[at + 1 : at + 1 + size], "big")
+        elif (size := _COUNT_BYTES.get(kind)) is not None:
+            at += 1 + size
+        else:
+            return True
 
 
 JournalRecord = Deliverable | RunEnded

@@ -14,6 +14,8 @@ import socket
 import struct
 from pathlib import Path
 
+from trackhub.private import open_file, open_to_read
+
 _WRITER_FILE = re.compile(r"w(\d{4,})(?:\.lock|-s\d{6,}\.journal)")
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _WHOLE_FILE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -46,7 +48,7 @@ def claim_writer_number(directory: Path) -> tuple[int, int]:
         number += 1
         path = directory / _lock_name(number)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             continue
         break
@@ -120,13 +122,22 @@ def writer_is_alive(directory: Path, writer: int) -> bool:
         status = path.stat()
         if (status.st_dev, status.st_ino) in _held_locks.values():
             return True
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except FileNotFoundError:
         return False
     try:
         return is_locked(descriptor) or _alive_by_process_id(os.read(descriptor, 4096))
     finally:
         os.close(descriptor)
+
+
+def a_writer_is_alive(directory: Path) -> bool:
+    """Whether any process has the journal open for writing."""
+    return any(
+        writer_is_alive(directory, int(match[1]))
+        for path in directory.glob("w*.lock")
+        if (match := _WRITER_FILE.fullmatch(path.name))
+    )
 
 
 def _alive_by_process_id(content: bytes) -> bool:

@@ -22,9 +22,10 @@ from trackhub.journal.frames import (
     FRAME,
     FRAME_BYTES,
     HEADER,
-    LAST_SEGMENT_BYTES,
     MAGIC,
     MAX_FRAME_BYTES,
+    MAX_NAMES_IN_MEMORY,
+    MAX_SEGMENT_BYTES,
     MAX_SERIES_IN_MEMORY,
     NOT_DECODED,
     SEGMENT_NAME,
@@ -35,14 +36,17 @@ from trackhub.journal.frames import (
     WriterStarted,
     crc32,
     decode,
+    is_modest,
     segment_name,
 )
 from trackhub.journal.holders import Holders
 from trackhub.journal.locks import writer_is_alive
+from trackhub.private import UntrustedFileError, open_to_read
 from trackhub.records import MetricsLogged, RunEnded
 
 _PAYLOAD_START = re.compile(rb"[\x90-\x9f][\x00-\x7f]")
 _READ_BYTES = 1 << 18
+_FIRST_SEARCH_BYTES = 1 << 16
 
 
 @dataclass
@@ -90,6 +94,7 @@ class JournalReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._names: dict[tuple[int, int, int], list[str]] = {}
+        self._names_held = 0
         self._nameless: Counter[tuple[int, int, int]] = Counter()
         self._open_file: tuple[int, int, int] | None = None
 
@@ -191,6 +196,9 @@ class JournalReader:
             descriptor = self._descriptor(writer, number)
         except FileNotFoundError:
             return offset, True
+        except UntrustedFileError:
+            chunk.damaged.append(f"{segment_name(writer, number)} is no file")
+            return offset, True
         began, ended = offset, False
         while budget.left and not ended:
             data = os.pread(descriptor, _READ_BYTES, offset)
@@ -221,7 +229,7 @@ class JournalReader:
                 return self._open_file[2]
             self.close()
         path = self.directory / segment_name(writer, number)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
         header = os.pread(descriptor, HEADER.size, 0)
         if len(header) == HEADER.size and header[:8] == MAGIC:
             version = HEADER.unpack(header)[1]
@@ -237,6 +245,9 @@ class JournalReader:
         """Take in one record. Done for every step there is, hence the short ways."""
         budget.bytes -= len(payload)
         budget.points -= 1
+        if not is_modest(payload):
+            chunk.damaged.append(f"{segment_name(writer, number)} at {offset}: holds too much to be a record")
+            return
         try:
             record = decode(payload)
         except NOT_DECODED as error:
@@ -264,14 +275,16 @@ class JournalReader:
             chunk.records.append(record)
 
     def _remember_names(self, writer: int, number: int, offset: int, names: list[str]) -> None:
-        if len(self._names) >= MAX_SERIES_IN_MEMORY:
+        self._names_held += len(names)
+        if len(self._names) >= MAX_SERIES_IN_MEMORY or self._names_held > MAX_NAMES_IN_MEMORY:
             self._names.clear()
+            self._names_held = len(names)
         self._names[writer, number, offset] = names
 
     def _read_names(self, writer: int, number: int, offset: int) -> list[str] | None:
         descriptor = self._descriptor(writer, number)
         payload = _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset))
-        if not payload:
+        if not payload or not is_modest(payload):
             return None
         try:
             record = decode(payload)
@@ -294,8 +307,13 @@ class JournalReader:
             return None
         descriptor = self._descriptor(writer, number)
         # Read anew: the writer may have gone on, and then ended.
-        rest = os.pread(descriptor, min(os.fstat(descriptor).st_size, LAST_SEGMENT_BYTES + MAX_FRAME_BYTES), offset)
+        left = min(os.fstat(descriptor).st_size, MAX_SEGMENT_BYTES) - offset
+        # Mostly there is one close by; a file that is damaged everywhere would be read whole at every place.
+        rest = os.pread(descriptor, min(max(left, 0), _FIRST_SEARCH_BYTES), offset)
         following = _find_frame(rest)
+        if following is None and left > _FIRST_SEARCH_BYTES:
+            rest = os.pread(descriptor, left, offset)
+            following = _find_frame(rest)
         # A frame is written when the one before it is whole, so what there is here now is all there will be.
         if _payload_in_file(descriptor, offset, os.pread(descriptor, FRAME_BYTES, offset)):
             return offset, False

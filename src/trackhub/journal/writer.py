@@ -23,6 +23,7 @@ from trackhub.journal.frames import (
     LAST_SEGMENT_BYTES,
     MAGIC,
     MAX_FRAME_BYTES,
+    MAX_PARTS,
     MAX_SERIES_IN_MEMORY,
     JournalRecord,
     MetricNames,
@@ -32,10 +33,12 @@ from trackhub.journal.frames import (
     WriterStarted,
     crc32,
     encode,
+    is_modest,
     pack_frame,
     segment_name,
 )
 from trackhub.journal.locks import claim_writer_number, release
+from trackhub.private import make_directory, open_file
 from trackhub.records import RunEnded
 
 FIRST_SEGMENT_BYTES = 256 * 1024
@@ -86,7 +89,7 @@ class _Segment:
         """
         self.map = None
         new = f"{self.path}.new"
-        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             os.posix_fallocate(descriptor, 0, self.size)
             os.pwrite(descriptor, self._header, 0)
@@ -179,7 +182,7 @@ class JournalWriter:
         rank_count: int = 1,
         resume_step: int | None = None,
     ) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory, parents=True)
         self.directory = directory
         self.lost_bytes = 0
         self._check_names = check_names
@@ -291,6 +294,8 @@ class JournalWriter:
         size = len(payload) + FRAME_BYTES
         if size > MAX_FRAME_BYTES:
             raise ValueError(f"a record of {len(payload):,} bytes is over the limit of {MAX_FRAME_BYTES:,} bytes")
+        if not is_modest(payload):
+            raise ValueError(f"a record of more than {MAX_PARTS:,} texts, lists and mappings is over the limit")
         frame = pack_frame(len(payload), crc32(payload)) + payload
         while True:
             position = self._position  # No call from here to the new position.
@@ -311,7 +316,7 @@ class JournalWriter:
         payload = encode(MetricNames(list(names)))
         # The values must follow in the same segment, so make room for both before writing either.
         needed = len(payload) + 2 * FRAME_BYTES + 32 + 8 * len(names)
-        if needed > MAX_FRAME_BYTES:
+        if needed > MAX_FRAME_BYTES or len(names) >= MAX_PARTS:
             raise ValueError(f"{len(names):,} metrics in one call are over the limit of {MAX_FRAME_BYTES:,} bytes")
         if self._position + needed > self._limit:
             self._rotate(needed)

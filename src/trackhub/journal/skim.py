@@ -6,31 +6,42 @@ a frame looks odd it leaves the whole question to the reader, which knows what t
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from trackhub.journal import (
+from trackhub.journal.frames import (
     FORMAT_VERSION,
-    Holders,
-    JournalReader,
+    FRAME,
+    FRAME_BYTES,
+    HEADER,
+    MAGIC,
+    MAX_SEGMENT_BYTES,
+    NOT_DECODED,
+    MetricNames,
+    MetricValues,
     RankStarted,
     WriterResumed,
     WriterStarted,
+    crc32,
     segment_name,
 )
-from trackhub.records import MetricsLogged, RunEnded
+from trackhub.journal.holders import Holders
+from trackhub.journal.reader import JournalReader
+from trackhub.private import UntrustedFileError, read_file
+from trackhub.records import MetricsLogged, ParamsLogged, RocCurveLogged, RunEnded
 
-_HEADER_BYTES = 24
-_FRAME_BYTES = 8
-_FRAME = struct.Struct("<II")
-_HEADER = struct.Struct("<8sI")
-_PARAMS, _ROC_CURVE, _END, _NAMES, _VALUES, _STARTED, _RESUMED = 3, 14, 15, 16, 17, 18, 20
-_METRICS = 2
+
+def _tag(record: msgspec.StructMeta) -> int:
+    tag = record.__struct_config__.tag
+    assert isinstance(tag, int)
+    return tag
+
+
+_METRICS, _PARAMS, _ROC_CURVE, _END = map(_tag, (MetricsLogged, ParamsLogged, RocCurveLogged, RunEnded))
+_NAMES, _VALUES, _STARTED, _RESUMED = map(_tag, (MetricNames, MetricValues, WriterStarted, WriterResumed))
 _UINT32 = 0xCE
 _UINT64 = 0xCF
 _INT64 = 0xD3
@@ -69,27 +80,28 @@ class _OddFrameError(Exception):
     """The short cut does not hold for this journal."""
 
 
-def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Skim:
+def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None, before: Skim | None = None) -> Skim:
     """Count what is in a journal.
 
     Args:
         journal: The run's `journal` directory; may not exist.
         since: A position; only what lies behind it counts. Default: everything. Holders and ends are then only known
             if they lie behind it.
+        before: What there was up to that position, to be counted too; changed.
 
     Raises:
         JournalError: A newer trackhub wrote it.
     """
     reader = JournalReader(journal)
     places = {int(writer): tuple(place) for writer, place in (since or {}).items()}
-    total, began, ends = Skim(), dict[int, WriterStarted](), dict[int, RunEnded]()
+    total, began, ends = before or Skim(), dict[int, WriterStarted](), dict[int, RunEnded]()
     try:
         for writer, numbers in reader.segments().items():
-            first, offset = places.get(writer, (numbers[0], _HEADER_BYTES))
+            first, offset = places.get(writer, (numbers[0], HEADER.size))
             for number in numbers:
                 if number >= first:
                     path = journal / segment_name(writer, number)
-                    start = offset if number == first else _HEADER_BYTES
+                    start = offset if number == first else HEADER.size
                     amount, started, end = _skim_segment(path, start)
                     total = _add(total, amount)
                     if started is not None:
@@ -98,8 +110,8 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None) -> Ski
                         ends[writer] = end
         total.holders.add(began, ends)
         return total
-    except _OddFrameError:
-        return _read(reader, since or {})
+    except (_OddFrameError, IndexError, *NOT_DECODED):
+        return _read(reader, since or {}, before or Skim())
     finally:
         reader.close()
 
@@ -124,8 +136,8 @@ def last_step(journal: Path, only: int | None = None) -> int:
                 continue
             for number in reversed(segments[writer]):
                 try:
-                    found = _skim_segment(journal / segment_name(writer, number), _HEADER_BYTES)[0].last_step
-                except _OddFrameError:
+                    found = _skim_segment(journal / segment_name(writer, number), HEADER.size)[0].last_step
+                except (_OddFrameError, IndexError, *NOT_DECODED):
                     found = skim(journal).last_step
                 if found is not None:
                     return found
@@ -142,18 +154,21 @@ def _add(earlier: Skim, later: Skim) -> Skim:
         points=earlier.points + later.points,
         last_step=older.last_step if newer.last_step is None else newer.last_step,
         last_time_ns=newer.last_time_ns,
+        holders=earlier.holders,
     )
 
 
 def _skim_segment(path: Path, offset: int) -> tuple[Skim, WriterStarted | None, RunEnded | None]:
     """What one segment amounts to, who began to write it, and the end it gave the run."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_SEGMENT_BYTES)
     except FileNotFoundError:
         return Skim(), None, None
-    if len(data) < _HEADER_BYTES or _HEADER.unpack_from(data) != (b"trackhub", FORMAT_VERSION):
+    except UntrustedFileError:
+        raise _OddFrameError from None
+    if len(data) < HEADER.size or HEADER.unpack_from(data)[:2] != (MAGIC, FORMAT_VERSION):
         raise _OddFrameError
-    unpack, limit = _FRAME.unpack_from, len(data) - _FRAME_BYTES - 1
+    unpack, limit = FRAME.unpack_from, len(data) - FRAME_BYTES - 1
     records = points = 0
     started = None
     at, last, last_values = offset, -1, -1
@@ -175,8 +190,8 @@ def _skim_segment(path: Path, offset: int) -> tuple[Skim, WriterStarted | None, 
             started = msgspec.msgpack.decode(_whole_payload(data, at), type=WriterStarted | RankStarted | WriterResumed)
         if tag != _NAMES:
             last = at
-        at += size + _FRAME_BYTES
-    if any(data[at : at + _FRAME_BYTES]) or at > len(data):
+        at += size + FRAME_BYTES
+    if any(data[at : at + FRAME_BYTES]) or at > len(data):
         raise _OddFrameError
     counted, end = _with_last(Skim(records, points), data, last, last_values)
     return counted, started, end
@@ -199,9 +214,9 @@ def _with_last(counted: Skim, data: bytes, last: int, last_values: int) -> tuple
 
 
 def _whole_payload(data: bytes, at: int) -> bytes:
-    size, crc = _FRAME.unpack_from(data, at)
-    payload = data[at + _FRAME_BYTES : at + _FRAME_BYTES + size]
-    if len(payload) != size or zlib.crc32(payload) != crc:
+    size, crc = FRAME.unpack_from(data, at)
+    payload = data[at + FRAME_BYTES : at + FRAME_BYTES + size]
+    if len(payload) != size or crc32(payload) != crc:
         raise _OddFrameError
     return payload
 
@@ -220,9 +235,9 @@ def _time_ns(payload: bytes) -> int:
     return int.from_bytes(payload[at + 1 : at + 9], "big", signed=payload[at] == _INT64)
 
 
-def _read(reader: JournalReader, since: Mapping[str, Iterable[int]]) -> Skim:
+def _read(reader: JournalReader, since: Mapping[str, Iterable[int]], total: Skim) -> Skim:
     """The same by decoding every record."""
-    total, position = Skim(), since
+    position = since
     while True:
         chunk = reader.read(position)
         if chunk.empty:

@@ -26,7 +26,7 @@ def write(directory: Path, *records: Any, role: Any = "owner", time_ns: int = 1_
 
 
 def read(directory: Path) -> Skim:
-    return skim_module._read(JournalReader(directory), {})
+    return skim_module._read(JournalReader(directory), {}, Skim())
 
 
 def test_a_journal_of_every_kind_amounts_to_what_the_reader_finds(tmp_path: Path) -> None:

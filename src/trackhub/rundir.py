@@ -136,7 +136,8 @@ class RunDirectory:
         run = cls(root / manifest.id)
         make_directory(run.path, parents=True)
         for folder in (run.blobs, run.cursors):
-            make_directory(folder)
+            if not run._is_originals(folder, manifest):
+                make_directory(folder)
         if joins and run.exists:
             return run
         # Processes on several machines may have the same number.

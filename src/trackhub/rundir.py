@@ -28,6 +28,7 @@ from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
 from trackhub.journal import JournalReader, writer_is_alive
 from trackhub.records import RunEnded, RunStatus
+from trackhub.skim import skim
 
 FORMAT_VERSION = 1
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -174,17 +175,7 @@ class RunDirectory:
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""
-        reader = JournalReader(self.journal)
-        position, count = dict(cursor.position), 0
-        try:
-            while True:
-                chunk = reader.read(position)
-                if chunk.empty:
-                    return count
-                count += sum(not isinstance(record, RunEnded) for record in chunk.records)
-                position = chunk.position
-        finally:
-            reader.close()
+        return skim(self.journal, cursor.position).records
 
 
 def runs_in(

@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 LAST_SEGMENT_BYTES = 8 * 1024 * 1024
 MAX_SERIES_IN_MEMORY = 4096
+MAX_NAMES_IN_MEMORY = 250_000
 
 Role = Literal["owner", "worker"]
 Position = dict[str, tuple[int, int]]

@@ -261,6 +261,12 @@ def test_metrics_of_five_names_take_at_most_sixteen_bytes_a_point(tmp_path: Path
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 16 * 5 * 10_000
 
 
+def test_a_hundred_thousand_metrics_that_repeat_their_names_take_at_most_sixteen_bytes_a_point(tmp_path: Path) -> None:
+    values = {f"model/layers/{index:06}/self_attention/gradient_norm": float(index) for index in range(100_000)}
+    write(tmp_path, *[MetricsLogged(1_800_000_000_000_000_000, step, values) for step in range(10)])
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 16 * 100_000 * 10
+
+
 def test_segments_grow_and_give_back_the_room_they_did_not_use(tmp_path: Path) -> None:
     writer = write(tmp_path, *[tag("x" * 1000) for _ in range(2000)], close=False)
     paths = sorted(tmp_path.glob("*.journal"))

@@ -17,6 +17,9 @@ MOST_GROWTH = 2.0
 _SHORTEST_SECONDS = 0.05
 """What takes less says nothing about growth: clocks of CPU time tick a hundred times a second."""
 
+_LOADS = {"load_before": "before", "load_after": "at the end"}
+_BEGIN, _END = "<!-- scale:begin -->", "<!-- scale:end -->"
+
 Numbers = dict[str, Any]
 
 
@@ -43,10 +46,8 @@ def limits(measured: Numbers) -> Iterator[tuple[str, float, float, str]]:
             left_out = sum(numbers["notes"].values())
             missing = abs(numbers["points"] - numbers["arrived"] - left_out)
             yield f"points missing at {backend} and not in its report, {_title(shape)}", missing, 0, ""
-        yield from _growths(f"delivery to {backend}", {shape: n["seconds"] for shape, n in shapes.items()})
-        yield from _growths(
-            f"delivery to {backend}, CPU time", {shape: n["cpu_seconds"] for shape, n in shapes.items()}
-        )
+        # Its processor time: what else a machine and a server do meanwhile would be judged with the time that passes.
+        yield from _growths(f"delivery to {backend}", {shape: n["cpu_seconds"] for shape, n in shapes.items()})
     if "resumed" in measured:
         numbers = measured["resumed"]
         for what in ("init_seconds", "first_delivered_seconds"):
@@ -83,7 +84,7 @@ def markdown(measured: Numbers) -> str:
         )
     lines += [
         "",
-        "| delivered | to | seconds | CPU seconds | points a second | peak memory, MB | arrived |",
+        "| delivered | to | seconds | CPU seconds of the delivery | points a second | peak memory, MB | arrived |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for backend, shapes in measured["delivered"].items():
@@ -109,9 +110,10 @@ def context(measured: Numbers) -> str:
     """When and where it was measured."""
     where = measured["machine"]
     known = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+    loads = " and ".join(f"{measured[key]:.1f} {when}" for key, when in _LOADS.items() if key in measured)
     return (
         f"Measured {measured['date'][:10]} on {where['cores']} cores of {where['cpu']}, Linux {where['kernel']}, Python"
-        f" {where['python']}; {known}; load {measured['load_before']:.1f} of others before."
+        f" {where['python']}; {known}. Processes that wanted to run, others' included: {loads}."
     )
 
 
@@ -123,8 +125,17 @@ def _title(shape: str) -> str:
     return f"{int(shape):,} points"
 
 
+def write_page(measured: Numbers, docs: Path) -> None:
+    """Put table and plot into the documentation."""
+    page = docs / "scale.md"
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(f"{before}{_BEGIN}\n{markdown(measured)}\n{_END}{after}")
+    draw(measured, docs / "scale.svg")
+
+
 def draw(measured: Numbers, target: Path) -> None:
-    """Draw the growth: time and memory over the number of points, both axes of the times logarithmic."""
+    """Draw the growth: processor time and memory over the number of points; for the time both axes are logarithmic."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -141,7 +152,9 @@ def draw(measured: Numbers, target: Path) -> None:
     times.plot(sizes, seconds, "o-", color="black", label="recording, all calls")
     memory.plot(sizes, [recorded[str(size)]["peak_bytes"] / 1e6 for size in sizes], "o-", color="black")
     for backend, shapes in measured["delivered"].items():
-        line = times.plot(sizes, [shapes[str(size)]["seconds"] for size in sizes], "o-", label=f"delivery to {backend}")
+        line = times.plot(
+            sizes, [shapes[str(size)]["cpu_seconds"] for size in sizes], "o-", label=f"delivery to {backend}"
+        )
         color = line[0].get_color()
         memory.plot(sizes, [shapes[str(size)]["peak_bytes"] / 1e6 for size in sizes], "o-", color=color)
         if "wide" in shapes:
@@ -154,7 +167,7 @@ def draw(measured: Numbers, target: Path) -> None:
         color="gray",
         label="ten times the points, ten times the time",
     )
-    times.set(xscale="log", yscale="log", xlabel="points in one run", ylabel="seconds", title="Time")
+    times.set(xscale="log", yscale="log", xlabel="points in one run", ylabel="seconds", title="Processor time")
     memory.axhline(MOST_DELIVERY_BYTES / 1e6, color="gray", linestyle=":")
     memory.set(
         xscale="log", xlabel="points in one run (x: 100,000 metrics in one step)", title="Peak memory of the process"

@@ -49,8 +49,8 @@ def main() -> int:
             measured = measure(Path(work), options.only.split(","), options.most, resume=not options.no_resume)
         if options.output:
             options.output.write_text(json.dumps(measured, indent=1) + "\n")
-    if options.plot:
-        growth.draw(measured, options.plot)
+    if options.docs:
+        growth.write_page(measured, ROOT / "docs")
     print(growth.markdown(measured))
     kept = growth.show_limits(measured)
     return 0 if kept or not options.check else 1
@@ -89,6 +89,7 @@ def measure(work: Path, backends: list[str], most: int, *, resume: bool) -> Numb
     if resume:
         measured["resumed"] = _resume(work)
         _say(f"resumed: {measured['resumed']}")
+    measured["load_after"] = load()
     return measured
 
 
@@ -332,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-resume", action="store_true", help="leave out the run of a gigabyte")
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep everything measured as JSON")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="show and judge a kept JSON file")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the growth as SVG")
+    parser.add_argument("--docs", action="store_true", help="write the table and the plot into docs/")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a limit is passed")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser

@@ -47,8 +47,8 @@ SAMPLE_SECONDS = 0.25
 MOST_GROWTH = 0.05
 MOST_GROWTH_BYTES = 4 << 20
 """More is a leak: memory varies with the size of the batch that an outage has let grow, and with what the allocator has
-given back. In half an hour a leak of two hundred bytes a step in the training process is more, and one of half a kilobyte
-where a vendor's SDK is loaded."""
+given back. In half an hour a leak of two hundred bytes a step in the training process is more, and one of half a
+kilobyte where a vendor's SDK is loaded."""
 MOST_MORE_FILES = 2
 """A connection that is being made anew has two descriptors for a moment."""
 

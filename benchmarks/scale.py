@@ -98,10 +98,10 @@ class Sink:
 
     Args:
         variables: The environment of the delivery.
-        count: How many points of metrics have arrived in all.
+        count: How many points of metrics of a run have arrived.
     """
 
-    def __init__(self, variables: dict[str, str], count: Callable[[], int]) -> None:
+    def __init__(self, variables: dict[str, str], count: Callable[[str], int]) -> None:
         self.variables = variables
         self.count = count
 
@@ -110,8 +110,8 @@ class Sink:
 def _tensorboard(work: Path) -> Iterator[Sink]:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    def count() -> int:
-        files = (work / "runs").rglob("*tfevents*")
+    def count(run: str) -> int:
+        files = (work / "runs" / run).rglob("*tfevents*")
         events = (event for file in files for event in EventFileLoader(str(file)).Load())
         return sum(value.metadata.plugin_data.plugin_name == "scalars" for one in events for value in one.summary.value)
 
@@ -120,8 +120,8 @@ def _tensorboard(work: Path) -> Iterator[Sink]:
 
 @contextlib.contextmanager
 def _csv(work: Path) -> Iterator[Sink]:
-    def count() -> int:
-        return sum(file.read_bytes().count(b"\n") - 1 for file in (work / "csv").rglob("metrics.csv"))
+    def count(run: str) -> int:
+        return (work / "csv" / run / "metrics.csv").read_bytes().count(b"\n") - 1
 
     yield Sink({"TRACKHUB_CSV_DIRECTORY": str(work / "csv")}, count)
 
@@ -131,9 +131,10 @@ def _mlflow(work: Path) -> Iterator[Sink]:
     """MLflow's own server, on SQLite."""
     from mlflow_server import running_server
 
-    def count() -> int:
+    def count(run: str) -> int:
+        question = "SELECT count(*) FROM metrics JOIN runs USING (run_uuid) WHERE runs.name = ?"
         with contextlib.closing(sqlite3.connect(work / "server.db")) as connection:
-            return int(connection.execute("SELECT count(*) FROM metrics").fetchone()[0])
+            return int(connection.execute(question, [run]).fetchone()[0])
 
     with running_server(work) as url:
         yield Sink({"MLFLOW_TRACKING_URI": url}, count)
@@ -146,9 +147,8 @@ def _neptune(_: Path) -> Iterator[Sink]:
 
     with neptune_server() as server:
 
-        def count() -> int:
-            fields = [field for run in server.runs.values() for field in run.fields.items()]
-            return sum(len(field.value) for path, field in fields if path.startswith("metrics/"))
+        def count(run: str) -> int:
+            return sum(map(len, server.run(name=run).values("metrics/").values()))
 
         yield Sink({"NEPTUNE_PROJECT": server.project, "NEPTUNE_API_TOKEN": server.api_token}, count)
 
@@ -158,7 +158,6 @@ SINKS = {"tensorboard": _tensorboard, "csv": _csv, "mlflow": _mlflow, "neptune":
 
 def _deliver(hub: Path, run: str, backend: str, sink: Sink, points: int) -> Numbers:
     """Bring a recorded run to a backend with `trackhub sync`, watching the delivery process."""
-    before = sink.count()
     began = time.monotonic()
     command = [sys.executable, "-m", "trackhub", "sync", run, "--to", backend, "--json"]
     variables = {**environment(**sink.variables), "TRACKHUB_DIR": str(hub)}
@@ -177,7 +176,7 @@ def _deliver(hub: Path, run: str, backend: str, sink: Sink, points: int) -> Numb
     return {
         "points": points,
         "accepted": cursor["report"]["points"],
-        "arrived": sink.count() - before,
+        "arrived": sink.count(run),
         "notes": {reason: note["count"] for reason, note in cursor["report"]["notes"].items()},
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,

@@ -94,7 +94,10 @@ def markdown(measured: Numbers) -> str:
                 f"| {one['points'] / one['seconds']:,.0f} | {one['peak_bytes'] / 1e6:,.0f} | {one['arrived']:,} |"
             )
     if "resumed" in measured:
-        lines += ["", "| going on with | `init`, s | first step at its backend, s | `status`, s | `sync`, s |"]
+        lines += [
+            "",
+            "| going on with (best of rounds) | `init`, s | first step at its backend, s | `status`, s | `sync`, s |",
+        ]
         lines.append("| --- | ---: | ---: | ---: | ---: |")
         for name in ("new", "1 GB"):
             one = measured["resumed"][name]

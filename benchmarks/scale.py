@@ -32,6 +32,8 @@ BACKENDS = ("tensorboard", "csv", "mlflow", "neptune")
 BIG_STEPS = 15_000_000
 """Of five metrics each: a journal of 1 GB."""
 
+RESUME_ROUNDS = 5
+
 Numbers = dict[str, Any]
 
 
@@ -185,32 +187,37 @@ def _deliver(hub: Path, run: str, backend: str, sink: Sink, points: int) -> Numb
     }
 
 
-def _resume(work: Path) -> Numbers:
-    """What it takes to go on with a run whose journal has a gigabyte, all of it delivered, beside a new run."""
-    numbers: Numbers = {}
-    for name, steps in (("new", 0), ("1 GB", BIG_STEPS)):
-        hub = work / f"resume-{steps}"
-        if steps:
-            spec = {"program": "record", "hub": str(hub), "run": "resumed", "steps": steps, "values": PER_STEP}
-            recorded = _child(spec, work)
-            numbers["journal_bytes"] = recorded["bytes"]
-        numbers[name] = _child({"program": "resume", "hub": str(hub), "at_end": bool(steps)}, work)
-        began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "trackhub", "status", "resumed"],
-            env={**environment(), "TRACKHUB_DIR": str(hub)},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        numbers[name]["status_seconds"] = time.monotonic() - began
-        began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "trackhub", "sync", "resumed"],
-            env={**environment(TRACKHUB_CSV_DIRECTORY=str(hub / "csv")), "TRACKHUB_DIR": str(hub)},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        numbers[name]["sync_seconds"] = time.monotonic() - began
+def _resume(work: Path, recorded: Path | None = None) -> Numbers:
+    """What it takes to go on with a run whose journal has a gigabyte, all of it delivered, beside a new run.
+
+    Args:
+        work: A directory for all of it.
+        recorded: A directory that has such a run already.
+    """
+    big = recorded or work / "resume-big"
+    if recorded is None:
+        spec = {"program": "record", "hub": str(big), "run": "big", "steps": BIG_STEPS, "values": PER_STEP}
+        _child(spec, work)
+    rounds: dict[str, list[Numbers]] = {"new": [], "1 GB": []}
+    # In turns, so that what else the machine does meets both.
+    for number in range(RESUME_ROUNDS):
+        for name, hub, run in (("new", work / f"resume-{number}", "new"), ("1 GB", big, "big")):
+            spec = {"program": "resume", "hub": str(hub), "run": run, "number": number}
+            rounds[name].append(_child(spec, work))
+            for command in ("status", "sync"):
+                began = time.monotonic()
+                subprocess.run(
+                    [sys.executable, "-m", "trackhub", command, run],
+                    env={**environment(TRACKHUB_CSV_DIRECTORY=str(hub / "csv")), "TRACKHUB_DIR": str(hub)},
+                    stdout=subprocess.DEVNULL,
+                    check=True,
+                )
+                rounds[name][-1][f"{command}_seconds"] = time.monotonic() - began
+    # The best of the rounds: whatever else the machine does can only add to it.
+    numbers: Numbers = {
+        name: {key: min(one[key] for one in all_rounds) for key in all_rounds[0]} for name, all_rounds in rounds.items()
+    }
+    numbers["journal_bytes"] = sum(file.stat().st_size for file in (big / "big" / "journal").iterdir())
     return numbers
 
 
@@ -249,40 +256,39 @@ def record(hub: str, run: str, steps: int, values: int) -> Numbers:
     }
 
 
-def resume(hub: str, at_end: bool) -> Numbers:
-    """Go on with a run and deliver one step; how long `init` takes, and how long until the step is at its backend."""
+def resume(hub: str, run: str, number: int) -> Numbers:
+    """Go on with a run, all of it delivered, and deliver one step: how long `init` takes, and how long the step."""
     import trackhub
     from trackhub.cursor import Cursor
-    from trackhub.journal import JournalReader
+    from trackhub.journal import JournalReader, segment_name
     from trackhub.rundir import RunDirectory
 
-    run = RunDirectory(Path(hub) / "resumed")
-    if at_end:
-        reader = JournalReader(run.journal)
-        writer, segment = list(reader.segments().items())[-1]
+    directory = RunDirectory(Path(hub) / run)
+    if directory.exists:
+        reader = JournalReader(directory.journal)
+        ends = {str(writer): segments[-1] for writer, segments in reader.segments().items()}
+        owner = reader.last_owner()[0]
         reader.close()
-        size = (run.journal / f"w{writer:04d}-s{segment[-1]:06d}.journal").stat().st_size
-        run.cursor_file("csv").save(
-            Cursor(position={str(writer): (segment[-1], size)}, owner=writer, attempts=1, ended_owner=writer)
-        )
+        position = {
+            writer: (segment, (directory.journal / segment_name(int(writer), segment)).stat().st_size)
+            for writer, segment in ends.items()
+        }
+        directory.cursor_file("csv").save(Cursor(position=position, owner=owner, attempts=1))
+    name = f"resumed/{number}"
     began = time.perf_counter()
     tracker = trackhub.init(
-        project="scale", run_id="resumed", dir=hub, backends=["csv"], csv={"directory": f"{hub}/csv"}, finish_timeout=60
+        project="scale", run_id=run, dir=hub, backends=["csv"], csv={"directory": f"{hub}/csv"}, finish_timeout=60
     )
     started = time.perf_counter()
-    tracker.log_metrics({"train/0": 1.0}, step=1)
-    table = Path(hub) / "csv" / "resumed" / "metrics.csv"
-    while not (table.exists() and b"train/0" in table.read_bytes()):
+    tracker.log_metrics({name: 1.0}, step=1)
+    table = Path(hub) / "csv" / run / "metrics.csv"
+    while not (table.exists() and name.encode() in table.read_bytes()):
         if time.perf_counter() - started > 60:
             raise MeasurementError(f"nothing arrived in {table}")
         time.sleep(0.002)
     arrived = time.perf_counter()
     tracker.finish()
-    return {
-        "init_seconds": started - began,
-        "first_delivered_seconds": arrived - started,
-        "finish_seconds": time.perf_counter() - arrived,
-    }
+    return {"init_seconds": started - began, "first_delivered_seconds": arrived - started}
 
 
 CHILDREN: dict[str, Callable[..., Numbers]] = {"record": record, "resume": resume}

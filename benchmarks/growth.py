@@ -176,10 +176,10 @@ def draw(measured: Numbers, target: Path) -> None:
         xscale="log", xlabel="points in one run (x: 100,000 metrics in one step)", title="Peak memory of the process"
     )
     memory.set(ylabel="MB", ylim=(0, 330))
-    times.legend(fontsize="small", frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     for axes in (times, memory):
         axes.grid(alpha=0.25)
     where = measured["machine"]
     about = f"measured {measured['date'][:10]} on {where['cores']} cores of {where['cpu']}, Python {where['python']}"
-    figure.supxlabel(about, fontsize="x-small", color="gray")
+    figure.suptitle(about, fontsize="small", color="gray")
     figure.savefig(target, metadata={"Date": None})

@@ -109,6 +109,22 @@ def bench_component(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.component", *session.posargs, env={"PYTHONPATH": None})
 
 
+@nox.session(name="bench-scale")
+def bench_scale(session: nox.Session) -> None:
+    """Measure how cost grows up to a million points in a run; arguments after `--` go to the benchmark."""
+    install_wheel(session)
+    session.run("python", "-m", "benchmarks.scale", *session.posargs, env={"PYTHONPATH": None})
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Half an hour of faults against four backends at once; TRACKHUB_SOAK_SECONDS says for how long instead."""
+    install_wheel(session)
+    seconds = os.environ.get("TRACKHUB_SOAK_SECONDS", "1800")
+    environment = {"PYTHONPATH": None, "TRACKHUB_SOAK_SECONDS": seconds}
+    session.run("pytest", "-s", "tests/faults/test_soak.py", *session.posargs, env=environment)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the sdist and the wheel into build/dist, and check what a registry would read."""

@@ -203,10 +203,68 @@ def test_thousands_of_series_over_many_segments_keep_their_names(
     assert read_all(tmp_path, max_points=7).records == logged
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    stretches=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3), st.booleans(), st.integers(0, 1)), max_size=6),
+    limits=st.fixed_dictionaries({}, optional={"max_points": st.integers(1, 90), "max_bytes": st.integers(1, 4000)}),
+)
+def test_stretches_of_like_metrics_read_at_once_are_what_reading_them_one_by_one_gives(
+    stretches: list[tuple[int, int, bool, int]], limits: dict[str, int]
+) -> None:
+    logged: list[MetricsLogged] = []
+    for length, count, wide, other in stretches:
+        for index in range(length):
+            step = len(logged) + (2**32 if wide else 0)
+            names = {f"m{other}/{name}": step / (name + 1) for name in range(count)}
+            logged.append(MetricsLogged(2**61 + index if index % 17 else -index, step, names))
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), *logged)
+        assert read_all(Path(folder), **limits).records == logged
+
+
+def test_a_flipped_bit_in_a_long_stretch_of_like_metrics_costs_its_frame_alone(tmp_path: Path) -> None:
+    records = [MetricsLogged(2**61 + step, step, {"a": 1.0 / (step + 1), "b": 2.0}) for step in range(40)]
+    write(tmp_path, *records)
+    path = tmp_path / segment_name(1, 0)
+    whole = path.read_bytes()
+    at, stop, _ = list(frames_of(whole))[22]
+    for place in range(at, stop):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            found = read_all(tmp_path)
+            assert found.records == records[:20] + records[21:], (place, bit)
+            assert len(found.damaged) == 1, (place, bit)
+
+
+def test_a_reader_holds_few_names_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LAST_SEGMENT_BYTES", 1 << 20)
+    values = {f"layer/{index}/norm": float(index) for index in range(40_000)}
+    logged = [MetricsLogged(1, step, values) for step in range(60)]
+    write(tmp_path, *logged)
+    assert len(list(tmp_path.glob("*.journal"))) > 20
+    reader, position, steps = JournalReader(tmp_path), {}, []
+    tracemalloc.start()
+    while not (chunk := reader.read(position, max_points=1)).empty:
+        steps += [record.step for record in chunk.records if isinstance(record, MetricsLogged)]
+        position = chunk.position
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    reader.close()
+    assert steps == list(range(60))
+    # A list of 40,000 such names takes 3 MB.
+    assert most < 50e6
+
+
 def test_metrics_of_five_names_take_at_most_sixteen_bytes_a_point(tmp_path: Path) -> None:
     values = {f"train/metric_{index}": float(index) for index in range(5)}
     write(tmp_path, *[MetricsLogged(1_800_000_000_000_000_000, step, values) for step in range(10_000)])
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 16 * 5 * 10_000
+
+
+def test_a_hundred_thousand_metrics_that_repeat_their_names_take_at_most_sixteen_bytes_a_point(tmp_path: Path) -> None:
+    values = {f"model/layers/{index:06}/self_attention/gradient_norm": float(index) for index in range(100_000)}
+    write(tmp_path, *[MetricsLogged(1_800_000_000_000_000_000, step, values) for step in range(10)])
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 16 * 100_000 * 10
 
 
 def test_segments_grow_and_give_back_the_room_they_did_not_use(tmp_path: Path) -> None:

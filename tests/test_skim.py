@@ -71,6 +71,28 @@ def test_it_says_what_the_reader_says(
     assert fast.last_step == (records[-1].step if records else None)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    stretches=st.lists(
+        st.tuples(st.integers(1, 700), st.integers(1, 2), st.sampled_from([0, 2**32]), st.booleans()), max_size=6
+    )
+)
+def test_long_stretches_of_like_frames_are_counted_as_the_reader_counts_them(
+    stretches: list[tuple[int, int, int, bool]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    records: list[Any] = []
+    for length, count, first, interrupted in stretches:
+        values = {f"metric {index}": 1.0 for index in range(count)}
+        records += [MetricsLogged(2**61 + step, first + step, values) for step in range(length)]
+        if interrupted:
+            records.append(ParamsLogged(2**61 + length, {"lr": 1}))
+    write(directory, *records)
+    fast, slow = skim(directory), read(directory)
+    assert (fast.records, fast.points) == (slow.records, slow.points) == (len(records), slow.points)
+    assert fast.last_step == next((one.step for one in reversed(records) if isinstance(one, MetricsLogged)), None)
+
+
 def test_the_parts_before_and_behind_a_position_are_the_whole(tmp_path: Path) -> None:
     count = FIRST_SEGMENT_BYTES // 20
     write(tmp_path, *(MetricsLogged(2**61 + step, step, {"a": 1.0, "b": 2.0}) for step in range(count)))

@@ -298,17 +298,7 @@ class RunDirectory:
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""
-        reader = JournalReader(self.journal)
-        position, count = dict(cursor.position), 0
-        try:
-            while True:
-                chunk = reader.read(position)
-                if chunk.empty:
-                    return count
-                count += sum(not isinstance(record, RunEnded) for record in chunk.records)
-                position = chunk.position
-        finally:
-            reader.close()
+        return skim(self.journal, cursor.position).records
 
 
 def _named_if_free(fresh: Path, name: Path) -> bool:

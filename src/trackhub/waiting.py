@@ -19,6 +19,9 @@ from trackhub.rundir import RunDirectory
 
 POLL_SECONDS = 0.02
 LAST_POLL_SECONDS = 1.0
+PAUSES_A_POLL = 4
+"""A pause lasts so many times what the look before it took: with 100,000 metrics a cursor has megabytes, and who waits
+must not take the processor from the delivery that is waited for."""
 PROGRESS_AFTER_SECONDS = 1.0
 
 Mark = tuple[int, int, int]
@@ -68,9 +71,11 @@ def wait_for_deliveries(
     with contextlib.ExitStack() as stack:
         progress = None
         while True:
+            looked = time.monotonic()
             out_of_patience_ns = time.time_ns() - patience_seconds * 1e9
             waiting = [one for one in waiting if not _is_over(host, one, started_ns, out_of_patience_ns)]
             elapsed = time.monotonic() - started
+            pause = max(POLL_SECONDS, PAUSES_A_POLL * (elapsed + started - looked))
             left = timeout_seconds - elapsed
             if (terminated := active.seconds_since_termination()) is not None:
                 left = min(left, termination_timeout_seconds - terminated)
@@ -86,7 +91,7 @@ def wait_for_deliveries(
                 progress.show([(one.run, one.backend) for one in waiting])
             # Dozens of ranks may wait for one delivery, which yields to them: the longer it takes, the less often each
             # looks.
-            time.sleep(min(max(POLL_SECONDS, elapsed / 20), LAST_POLL_SECONDS, left))
+            time.sleep(min(max(pause, min(elapsed / 20, LAST_POLL_SECONDS)), left))
 
 
 def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:

@@ -24,7 +24,7 @@ MAX_SEGMENT_BYTES = 2 * MAX_FRAME_BYTES + LAST_SEGMENT_BYTES
 """No writer makes a larger one; what lies behind is not looked at."""
 
 MAX_SERIES_IN_MEMORY = 4096
-MAX_NAMES_IN_MEMORY = 2 * MAX_PARTS
+MAX_NAMES_IN_MEMORY = 250_000
 
 Role = Literal["owner", "worker", "rank"]
 Position = dict[str, tuple[int, int]]

@@ -47,6 +47,7 @@ from trackhub.records import MetricsLogged, RunEnded
 _PAYLOAD_START = re.compile(rb"[\x90-\x9f][\x00-\x7f]")
 _READ_BYTES = 1 << 18
 _FIRST_SEARCH_BYTES = 1 << 16
+_UINT32, _UINT64 = 0xCE, 0xCF
 
 
 @dataclass
@@ -205,7 +206,9 @@ class JournalReader:
             at = 0
             while budget.points > 0 and budget.bytes > 0 and (payload := _payload_at(data, at)):
                 self._take(writer, number, offset + at, payload, chunk, budget)
-                at += FRAME_BYTES + len(payload)
+                before, at = at, at + FRAME_BYTES + len(payload)
+                if data[at : at + 4] == data[before : before + 4] and data[at + 8 : at + 16] == payload[:8]:
+                    at = self._take_alike(writer, number, data, at, payload, chunk, budget)
             offset += at
             if at > 0:
                 continue
@@ -274,12 +277,44 @@ class JournalReader:
                 chunk.ends[writer] = record
             chunk.records.append(record)
 
+    def _take_alike(
+        self, writer: int, number: int, data: bytes, at: int, payload: bytes, chunk: Chunk, budget: _Budget
+    ) -> int:
+        """Take in the frames of metrics at `at` that have the names of the one before; give back where they end.
+
+        What `_take` does, in a third of its time: most of a long journal are such stretches. A frame that differs in
+        anything but its numbers, or that is damaged, is left to it.
+        """
+        names = self._names.get((writer, number, int.from_bytes(payload[3:7], "big")))
+        if names is None or payload[:3] != b"\x95\x11\xce" or payload[7] != _UINT32:
+            return at
+        layout, values_prefix = _alike_layout(len(names))
+        stride, size, head = layout.size, data[at : at + 4], payload[:8]
+        if stride != FRAME_BYTES + len(payload):
+            return at
+        count = min(-(-budget.points // len(names)), -(-budget.bytes // len(payload)), (len(data) - at) // stride)
+        add, began = chunk.records.append, at
+        for size_at, crc, head_at, step, mark, time_ns, prefix, *numbers in layout.iter_unpack(
+            memoryview(data)[at : at + max(count, 0) * stride]
+        ):
+            if size_at != size or head_at != head or mark != _UINT64 or prefix != values_prefix:
+                break
+            if crc32(data[at + FRAME_BYTES : at + stride]).to_bytes(4, "little") != crc:
+                break
+            add(MetricsLogged(time_ns, step, dict(zip(names, numbers))))  # noqa: B905 (of equal length)
+            at += stride
+        taken = (at - began) // stride
+        budget.points -= taken * len(names)
+        budget.bytes -= taken * len(payload)
+        return at
+
     def _remember_names(self, writer: int, number: int, offset: int, names: list[str]) -> None:
         self._names_held += len(names)
         if len(self._names) >= MAX_SERIES_IN_MEMORY or self._names_held > MAX_NAMES_IN_MEMORY:
             self._names.clear()
             self._names_held = len(names)
         self._names[writer, number, offset] = names
+        self._names_held += len(names)
 
     def _read_names(self, writer: int, number: int, offset: int) -> list[str] | None:
         descriptor = self._descriptor(writer, number)
@@ -381,6 +416,19 @@ class _Budget:
 @lru_cache(maxsize=64)
 def _doubles(count: int) -> struct.Struct:
     return struct.Struct(f">{count}d")
+
+
+@lru_cache(maxsize=64)
+def _alike_layout(count: int) -> tuple[struct.Struct, bytes]:
+    """A frame of so many values whose step takes 32 bits, and what stands before the values."""
+    size = 8 * count
+    if size < 1 << 8:
+        prefix = struct.pack(">BB", 0xC4, size)
+    elif size < 1 << 16:
+        prefix = struct.pack(">BH", 0xC5, size)
+    else:
+        prefix = struct.pack(">BI", 0xC6, size)
+    return struct.Struct(f">4s4s8sIBQ{len(prefix)}s{count}d"), prefix
 
 
 def _places(position: Mapping[str, Iterable[int]]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -319,7 +319,8 @@ class JournalWriter:
         if needed > MAX_FRAME_BYTES or len(names) >= MAX_PARTS:
             raise ValueError(f"{len(names):,} metrics in one call are over the limit of {MAX_FRAME_BYTES:,} bytes")
         if self._position + needed > self._limit:
-            self._rotate(needed)
+            # Twice that at least, for many names: with room for a step or two, a segment would be mostly names.
+            self._rotate(max(needed, min(2 * needed, LAST_SEGMENT_BYTES * 4)))
         # Should a signal handler rotate now, the names end up with the series of a segment that is no longer written.
         known = self._series
         known[names] = _Series(self._append_payload(payload), len(names))

@@ -167,15 +167,18 @@ class NeptuneBackend(Backend):
         session = self._open_session
         session.ensure()
         series: dict[str, list[tuple[int, int, Any]]] = {}
-        places: dict[str, list[tuple[int, int, Any]]] = {}
+        places: dict[str, list[tuple[int, int, Any]] | None] = {}
         left_out: list[tuple[str, str, str]] = []
         for point in points:
             step, time_ms = point.step, point.time_ns // 1_000_000
             for key, value in point.values.items():
-                place = places.get(key)
-                if place is None:
+                if key in places:
+                    place = places[key]
+                else:
                     path = session.place("metrics", key, FLOATS)
-                    place = places[key] = [] if path is None else series.setdefault(path, [])
+                    place = places[key] = None if path is None else series.setdefault(path, [])
+                if place is None:
+                    continue
                 if math.isfinite(value):
                     place.append((step, time_ms, value))
                 else:

@@ -29,6 +29,8 @@ from mlflow_server import free_port, wait_for
 REQUIRED_VARIABLE = "TRACKHUB_TEST_SERVERS"
 """With the value `required`, a server that cannot be started is a failure and no reason to skip."""
 BUCKET = "artifacts"
+PROXIED, DIRECT = "proxied", "direct"
+"""Where in the bucket artifacts are that came through the server, and those that did not."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -171,15 +173,13 @@ class MlflowOnPostgres:
         url: Of the server.
         database: The URI of its database.
         store: The URL of its object store.
-        command: What started it.
-        directory: Its working directory, with its log.
+        proxied: Whether artifacts go through it.
     """
 
     url: str
     database: str
     store: str
-    command: list[str]
-    directory: Path
+    proxied: bool = True
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """What its database answers: what is really there, whatever the server would make of it."""
@@ -209,11 +209,12 @@ class MlflowOnPostgres:
     def objects(self, remote_id: str) -> dict[str, bytes]:
         """Artifact path -> content, of all objects of a run in the store."""
         client, found = object_client(self.store), {}
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        ((experiment_id,),) = self.query("select experiment_id from runs where run_uuid = %s", remote_id)
+        folder = f"{PROXIED if self.proxied else DIRECT}/{experiment_id}/{remote_id}/artifacts/"
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=folder)
         for entry in (entry for page in pages for entry in page.get("Contents", [])):
-            _, within, path = str(entry["Key"]).partition(f"{remote_id}/artifacts/")
-            if within:
-                found[path] = client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+            content = client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+            found[str(entry["Key"]).removeprefix(folder)] = content
         return found
 
 
@@ -252,7 +253,7 @@ def running_mlflow(
     }
     with running(command, log, cwd=directory, env=environment) as server:
         wait_for(url, server, log)
-        yield MlflowOnPostgres(url, database, store, command, directory)
+        yield MlflowOnPostgres(url, database, store, proxied)
 
 
 @contextlib.contextmanager

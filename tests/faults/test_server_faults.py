@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import ssl
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import trustme
 from faulty_proxy import faulty_proxy
 from real_servers import MlflowOnPostgres, free_port, running_mlflow
 from stage import Stage, said, staged, tell, wait_until
+from three_backends import run_printed_command
 
 from trackhub.report import delivery_report
 
@@ -144,21 +143,6 @@ def expect_undisturbed(found: Outcome) -> None:
 def causes(stage: Stage) -> str:
     """What `trackhub status` says of the run."""
     return str(delivery_report(stage.run_directory(), ""))
-
-
-def run_printed_command(stage: Stage, report: str, **environment: str) -> None:
-    """Do what the report says."""
-    (command,) = re.findall("^deliver the rest with: trackhub (.*)$", report, re.MULTILINE)
-    done = subprocess.run(
-        f"{sys.executable} -m trackhub {command}",
-        shell=True,
-        cwd=stage.path,
-        env={**stage.environment, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def expect_everything_once(stage: Stage, served: MlflowOnPostgres, steps: int = STEPS) -> None:

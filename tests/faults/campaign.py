@@ -46,7 +46,6 @@ from trackhub.rundir import RunDirectory
 BACKENDS = ("mlflow", "tensorboard", "neptune")
 KILLS_OF_A_DELIVERY = 4
 """At most in one round: the pauses before a process is started again grow."""
-OFFLINE_TRAININGS = 10
 DEADLINE_SECONDS = 300.0
 
 # Which calls have returned it writes where a SIGKILL does not wipe it out.
@@ -156,10 +155,17 @@ class Campaign:
         directory: Where the trainings run.
         kills: How many, at least.
         seed: What everything is drawn from.
+        offline_trainings: How many trainings without deliveries are in a round.
     """
 
     def __init__(
-        self, served: MlflowOnPostgres, neptune: NeptuneServer, directory: Path, kills: int, seed: int
+        self,
+        served: MlflowOnPostgres,
+        neptune: NeptuneServer,
+        directory: Path,
+        kills: int,
+        seed: int,
+        offline_trainings: int = 10,
     ) -> None:
         self.totals = Totals()
         self._served = served
@@ -167,6 +173,7 @@ class Campaign:
         self._directory = directory
         self._kills = kills
         self._seed = seed
+        self._offline_trainings = offline_trainings
         self._lock = threading.Lock()
         self._run_ids: list[str] = []
         self._until = float("inf")
@@ -214,7 +221,7 @@ class Campaign:
             trainings = [training]
             with ThreadPoolExecutor() as pool:
                 killers = [pool.submit(self._kill_deliveries, training, name, chance.random()) for name in BACKENDS]
-                for name in range(OFFLINE_TRAININGS):
+                for name in range(self._offline_trainings):
                     trainings.append(Training.start(stage, f"offline-{name}", "offline"))
                     time.sleep(chance.uniform(0, 1.5))
                     self._kill("offline training", [trainings[-1].process.pid])

@@ -35,6 +35,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "backends"))
 
 from neptune_server import NeptuneServer, neptune_server
+from priority import hurried_deliveries
 from real_servers import MlflowOnPostgres, running_everything
 from stage import Stage, delivery_processes, records_of, scalars, staged, wait_until
 
@@ -177,7 +178,6 @@ class Campaign:
         self._lock = threading.Lock()
         self._run_ids: list[str] = []
         self._until = float("inf")
-        self._parents: set[int] = set()
 
     def run(self, at_once: int, minutes: float = float("inf")) -> Totals:
         """Go through with it.
@@ -188,16 +188,9 @@ class Campaign:
         """
         started = time.monotonic()
         self._until = started + minutes * 60
-        over = threading.Event()
-        hurrying = threading.Thread(target=self._hurry, args=(over,))
-        hurrying.start()
-        try:
-            with ThreadPoolExecutor(at_once) as pool:
-                for lane in [pool.submit(self._go_on, number, at_once) for number in range(at_once)]:
-                    lane.result()
-        finally:
-            over.set()
-            hurrying.join()
+        with hurried_deliveries(), ThreadPoolExecutor(at_once) as pool:
+            for lane in [pool.submit(self._go_on, number, at_once) for number in range(at_once)]:
+                lane.result()
         self._look_for_ghosts()
         self.totals.seconds = time.monotonic() - started
         return self.totals
@@ -217,7 +210,6 @@ class Campaign:
                 "NEPTUNE_API_TOKEN": self._neptune.api_token,
             }
             training = Training.start(stage, "online", "online")
-            self._parents.add(training.process.pid)
             trainings = [training]
             with ThreadPoolExecutor() as pool:
                 killers = [pool.submit(self._kill_deliveries, training, name, chance.random()) for name in BACKENDS]
@@ -246,20 +238,9 @@ class Campaign:
             syncing = subprocess.Popen(
                 sync_command(), cwd=stage.path, env=stage.environment, stdout=output, stderr=output
             )
-        self._parents.add(syncing.pid)
         if syncing.wait(900) != 0:
             with self._lock:
                 self._complain("left running", 1, number, log.read_text())
-
-    def _hurry(self, until: threading.Event) -> None:
-        """Give our delivery processes the priority of others, where we may: on a busy machine they would starve."""
-        while not until.wait(0.5):
-            for folder in Path("/proc").glob("[0-9]*"):
-                with contextlib.suppress(OSError):
-                    words = (folder / "cmdline").read_bytes().decode().split("\0")[:-1]
-                    if "trackhub.delivery_process" in words and int(words[-1]) in self._parents:
-                        os.setpriority(os.PRIO_PROCESS, int(folder.name), 0)
-                        (folder / "autogroup").write_text("0")
 
     # Killing
 
@@ -313,7 +294,6 @@ class Campaign:
             syncing = subprocess.Popen(
                 sync_command(), cwd=stage.path, env=stage.environment, stdout=output, stderr=output
             )
-        self._parents.add(syncing.pid)
         try:
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: delivery_processes(syncing.pid) or syncing.poll() is not None, "it to begin", 20)

@@ -262,7 +262,7 @@ for step in range(int(sys.argv[2])):
     if step == 1000:
         print("half", flush=True)
         sys.stdin.readline()
-report = tracker.finish(timeout=120)
+report = tracker.finish(timeout=240)
 print(bool(report), flush=True)
 """
 

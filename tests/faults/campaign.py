@@ -188,7 +188,7 @@ class Campaign:
         """
         started = time.monotonic()
         self._until = started + minutes * 60
-        with hurried_deliveries(), ThreadPoolExecutor(at_once) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             for lane in [pool.submit(self._go_on, number, at_once) for number in range(at_once)]:
                 lane.result()
         self._look_for_ghosts()
@@ -425,7 +425,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no round after that")
     parser.add_argument("--at-once", type=int, default=2, help="rounds that go on at the same time")
     chosen = parser.parse_args()
-    with own_servers() as (served, directory), neptune_server() as neptune:
+    with hurried_deliveries(), own_servers() as (served, directory), neptune_server() as neptune:
         # What is sent twice is then there twice; the vendor would refuse it.
         neptune.strict_steps = False
         totals = Campaign(served, neptune, directory, chosen.kills, chosen.seed).run(chosen.at_once, chosen.minutes)

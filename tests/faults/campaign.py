@@ -266,16 +266,14 @@ class Campaign:
                 return pid if pid is not None and pid not in killed else None
 
             victim = wait_until(fresh, f"a delivery process of {backend}", DEADLINE_SECONDS)
-            before = run.cursor(backend).report.updated_ns
+            before = run.cursor(backend).position
             if chance.random() < 0.25:
                 # While it starts.
                 time.sleep(chance.uniform(0, 2))
             else:
                 # While it delivers.
                 with contextlib.suppress(AssertionError):
-                    wait_until(
-                        lambda before=before: run.cursor(backend).report.updated_ns > before, "something to arrive", 20
-                    )
+                    wait_until(lambda before=before: run.cursor(backend).position != before, "something to arrive", 20)
                 time.sleep(chance.uniform(0, 0.7))
             killed.add(victim)
             self._kill(f"{backend} delivery", [victim])

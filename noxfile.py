@@ -66,6 +66,14 @@ def tests_on(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Run the long form of the tests of faults, then 500 seeded kills; arguments after `--` go to the campaign."""
+    install_wheel(session)
+    session.run("pytest", "--timeout=900", "tests/faults", env={"PYTHONPATH": None, "TRACKHUB_LONG_TESTS": "1"})
+    session.run("python", "tests/faults/campaign.py", *session.posargs, env={"PYTHONPATH": None})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, and that imports go one way through the house."""
     session.install(*group("lint"), *PYPROJECT["project"]["dependencies"])

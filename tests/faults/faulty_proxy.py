@@ -1,166 +1,235 @@
-"""A proxy on the loopback interface that lets HTTP through to a server, or does it harm while it runs.
+"""A small HTTP proxy in front of a real server, with faults that are switched on and off while it runs.
 
-    with faulty_proxy(server_url) as proxy:
-        proxy.url                        # stays the same, whatever happens to the server behind it
-        proxy.set("refused")             # nobody listens
-        proxy.set("unavailable")         # 503, with Retry-After: 1
-        proxy.set("broken")              # 500, and a page of HTML
-        proxy.set("silent")              # takes connections and never answers
-        proxy.set("lost")                # passes requests on, and closes the connection instead of answering
-        proxy.set("open")                # all is well again
-        proxy.server_url = another_url
+    with faulty_proxy("http://127.0.0.1:5000") as proxy:
+        proxy.fail("refuse")                                    # nobody listens any more
+        proxy.fail("black_hole")                                # takes requests, never answers
+        proxy.fail("drip")                                      # answers byte by byte
+        proxy.fail("status", status=429, headers={"Retry-After": "1"})
+        proxy.fail("lose_answer", only="/runs/create", times=1) # the server does it, nobody hears of it
+        proxy.fail("late", only="/runs/create", times=1, seconds=3)  # the server does it when the client has given up
+        proxy.heal()
 
-Every change cuts the connections there are. It counts what it has done in `proxy.count`.
+What waits in a black hole is dropped when it is healed, and what drips is sent at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
+import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
-MODES = ("refused", "unavailable", "broken", "silent", "lost")
-_PAGE = b"<html><body><h1>Something went wrong</h1></body></html>"
-_ANSWERS = {
-    "unavailable": b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Length: 0\r\n\r\n",
-    "broken": b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/html\r\nConnection: close\r\n"
-    + f"Content-Length: {len(_PAGE)}\r\n\r\n".encode()
-    + _PAGE,
-}
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+_DRIP_SECONDS = 0.5
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with requests.
+
+    Args:
+        kind: See the module.
+        only: What the path has in it of requests that it happens to.
+        times: How often; None for until it is healed.
+        seconds: How late.
+    """
+
+    kind: str
+    only: str = ""
+    times: int | None = None
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    seconds: float = 0.0
 
 
 class FaultyProxy:
     """See the module.
 
     Args:
-        server_url: The server to pass requests on to.
+        upstream: URL of the real server.
+        certificate: Makes it speak TLS; may be replaced while it runs.
     """
 
-    def __init__(self, server_url: str) -> None:
-        self.server_url = server_url
-        self.count: Counter[str] = Counter()
-        self._mode = "open"
+    def __init__(self, upstream: str, certificate: ssl.SSLContext | None = None) -> None:
+        address = urlsplit(upstream)
+        self.upstream = address.hostname or "127.0.0.1", address.port or 80
+        self.certificate = certificate
+        self.met: Counter[str] = Counter()
+        """How often a fault has happened, by its kind and what it happens to: `lose_answer /runs/create`."""
+        self.healed = threading.Event()
+        self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._connections: set[socket.socket] = set()
-        self._listener: socket.socket | None = None
         self._port = 0
-        self._listen()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self._listener: _Listener | None = None
+        self._thread: threading.Thread | None = None
+        self._late: list[threading.Thread] = []
 
-    def set(self, mode: str) -> None:
-        """Be well or do harm from now on."""
-        assert mode in {"open", *MODES}, mode
-        self._mode = mode
-        if mode == "refused":
-            self._stop_listening()
-        elif self._listener is None:
-            self._listen()
-        self._cut_all()
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self._port}"
+
+    def fail(self, kind: str, **details: Any) -> None:
+        """Have something go wrong from now on, beside what goes wrong already."""
+        self.healed.clear()
+        self._faults.append(Fault(kind, **details))
+        if kind == "refuse":
+            self.stop()
+
+    def heal(self) -> None:
+        """Have nothing go wrong any more."""
+        self._faults.clear()
+        self.healed.set()
+        if self._listener is None:
+            self.start()
+
+    def start(self) -> None:
+        """Listen, at the same port as before."""
+        self._listener = _Listener(("127.0.0.1", self._port), self)
+        self._port = self._listener.server_address[1]
+        self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse connections, and drop those there are."""
+        listener, self._listener = self._listener, None
+        if listener is not None and self._thread is not None:
+            listener.shutdown()
+            listener.server_close()
+            listener.drop_all()
+            self._thread.join()
 
     def close(self) -> None:
-        """End everything."""
-        self._stop_listening()
-        self._cut_all()
+        """Stop, and wait for what comes late."""
+        self.healed.set()
+        self.stop()
+        for thread in self._late:
+            thread.join()
 
-    def _listen(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
-        self._port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def _stop_listening(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            # Wakes the thread that waits in `accept`.
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-
-    def _cut_all(self) -> None:
+    def fault_for(self, path: str) -> Fault | None:
         with self._lock:
-            connections, self._connections = self._connections, set()
-        for connection in connections:
-            _cut(connection)
+            fault = next((one for one in self._faults if one.only in path and one.times != 0), None)
+            if fault is not None:
+                self.met[f"{fault.kind} {fault.only}".strip()] += 1
+                if fault.times is not None:
+                    fault.times -= 1
+            return fault
 
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                self._connections.add(client)
-            threading.Thread(target=self._serve, args=(client, self._mode), daemon=True).start()
-
-    def _serve(self, client: socket.socket, mode: str) -> None:
-        self.count[mode] += 1
-        server = None
+    def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
+        """What the real server answers."""
+        connection = http.client.HTTPConnection(*self.upstream, timeout=60)
         try:
-            if mode == "silent":
-                while client.recv(1 << 16):
-                    pass
-            elif mode in _ANSWERS:
-                _read_request(client)
-                client.sendall(_ANSWERS[mode])
-                client.shutdown(socket.SHUT_WR)
-                # A reset would take the answer away again.
-                while client.recv(1 << 16):
-                    pass
-            else:
-                parts = urlsplit(self.server_url)
-                server = socket.create_connection((parts.hostname, parts.port), 10)
-                server.settimeout(None)
-                with self._lock:
-                    self._connections.add(server)
-                threading.Thread(target=_pump, args=(client, server), daemon=True).start()
-                if mode == "lost":
-                    server.recv(1)
-                else:
-                    _pump(server, client)
-        except OSError:
-            pass
+            connection.request(method, path, body, {**headers, "Connection": "close"})
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
         finally:
-            for connection in (client, server):
-                if connection is not None:
-                    with self._lock:
-                        self._connections.discard(connection)
-                    _cut(connection)
+            connection.close()
+
+    def forward_late(self, seconds: float, *request: Any) -> None:
+        """Have the real server do something that nobody waits for any more."""
+
+        def send() -> None:
+            time.sleep(seconds)
+            self.forward(*request)
+
+        self._late.append(threading.Thread(target=send))
+        self._late[-1].start()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], proxy: FaultyProxy) -> None:
+        self.proxy = proxy
+        self._open: set[Any] = set()
+        super().__init__(address, _Handler)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        if self.proxy.certificate is not None:
+            try:
+                request = self.proxy.certificate.wrap_socket(request, server_side=True)
+            except (OSError, ssl.SSLError):
+                # The client does not trust us.
+                self.proxy.met["certificate"] += 1
+                self.shutdown_request(request)
+                return
+        self._open.add(request)
+        super().process_request_thread(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def drop_all(self) -> None:
+        for request in list(self._open):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone away is none."""
 
 
-def _read_request(client: socket.socket) -> None:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        more = client.recv(1 << 16)
-        if not more:
-            return
-        data += more
-    head, _, body = data.partition(b"\r\n\r\n")
-    lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    left = int(lengths[0]) - len(body) if lengths else 0
-    while left > 0 and (more := client.recv(1 << 16)):
-        left -= len(more)
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
 
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
-def _cut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
+    def _respond(self) -> None:
+        proxy = self.server.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        given = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        request = self.command, self.path, given, body
+        fault = proxy.fault_for(self.path)
+        match fault.kind if fault is not None else "":
+            case "black_hole":
+                proxy.healed.wait()
+                self.close_connection = True
+            case "late":
+                proxy.forward_late(fault.seconds, *request)
+                proxy.healed.wait(fault.seconds)
+                self.close_connection = True
+            case "lose_answer":
+                proxy.forward(*request)
+                self.close_connection = True
+            case "status":
+                self._send(fault.status, fault.headers.items(), fault.body)
+            case "drip":
+                self._send(*proxy.forward(*request), slowly=True)
+            case _:
+                self._send(*proxy.forward(*request))
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _respond  # noqa: N815
+
+    def _send(self, status: int, headers: Any, body: bytes, *, slowly: bool = False) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in {*_HOP_BY_HOP, "date", "server"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        sent = 0
+        while slowly and sent < len(body) and not self.server.proxy.healed.wait(_DRIP_SECONDS):
+            self.wfile.write(body[sent : sent + 1])
+            sent += 1
+        self.wfile.write(body[sent:])
 
 
 @contextlib.contextmanager
-def faulty_proxy(server_url: str) -> Iterator[FaultyProxy]:
-    proxy = FaultyProxy(server_url)
+def faulty_proxy(upstream: str, certificate: ssl.SSLContext | None = None) -> Iterator[FaultyProxy]:
+    """A proxy with no fault yet."""
+    proxy = FaultyProxy(upstream, certificate)
+    proxy.start()
     try:
         yield proxy
     finally:

@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from backends.mlflow_server import running_server
 from backends.neptune_server import NeptuneServer, neptune_server
-from faulty_proxy import MODES, FaultyProxy, faulty_proxy
+from faulty_proxy import FaultyProxy, faulty_proxy
 from stage import Stage, exists, records_of, scalars, tell, wait_until
 
 from trackhub.records import MetricsLogged
@@ -40,6 +41,18 @@ SECONDS = float(os.environ.get("TRACKHUB_SOAK_SECONDS", "75"))
 SEED = int(os.environ.get("TRACKHUB_SOAK_SEED", "1"))
 STORM = 0.4
 """For this part of the time processes are killed, too. In the rest they live, so that a leak has time to show."""
+FAULTS: list[dict[str, Any]] = [
+    {"kind": "refuse"},
+    {"kind": "status", "status": 503, "headers": {"Retry-After": "1"}},
+    {
+        "kind": "status",
+        "status": 500,
+        "headers": {"Content-Type": "text/html"},
+        "body": b"<html>Something is wrong</html>",
+    },
+    {"kind": "black_hole"},
+    {"kind": "lose_answer"},
+]
 BACKENDS = ("mlflow", "tensorboard", "neptune", "csv")
 STEPS_PER_SECOND = 100
 FIRST_STEP_APART = 100_000
@@ -131,7 +144,8 @@ class Soak:
         }
 
     def start_server(self) -> None:
-        self.proxy.server_url = self._servers.enter_context(running_server(self.stage.path / "mlflow"))
+        address = urlsplit(self._servers.enter_context(running_server(self.stage.path / "mlflow")))
+        self.proxy.upstream = str(address.hostname), address.port or 80
 
     def stop_server(self) -> None:
         self._servers.close()
@@ -203,8 +217,8 @@ class Soak:
         self.start_training()
 
     def trouble_mlflow(self) -> None:
-        self.proxy.set(self.chance.choice(MODES))
-        self._until_healed("mlflow", lambda: self.proxy.set("open"))
+        self.proxy.fail(**self.chance.choice(FAULTS))
+        self._until_healed("mlflow", self.proxy.heal)
 
     def restart_mlflow(self) -> None:
         self.stop_server()
@@ -350,7 +364,7 @@ def expect_every_point_once(soak: Soak) -> None:
         cursor = run.cursor(name)
         assert (cursor.report.rejected, cursor.report.suspended, cursor.closed_status) == (0, None, "finished"), name
         assert cursor.report.delivered["metrics"] == len(steps), name
-    harm = f"{dict(soak.done)}; connections: {dict(soak.proxy.count)}"
+    harm = f"{dict(soak.done)}; connections: {dict(soak.proxy.met)}"
     print(f"\n{len(steps):,} steps of {len(VALUES)} metrics, {soak.attempts} attempts; {harm}")
 
 

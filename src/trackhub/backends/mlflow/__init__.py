@@ -112,6 +112,7 @@ class MlflowBackend(Backend):
         self._artifacts: RunArtifacts
         self._run: RunInfo
         self._run_id = ""
+        self._experiment = ""
         self._artifact_uri = ""
         self._joined = False
         self._ended_ms: int | None = None
@@ -167,6 +168,7 @@ class MlflowBackend(Backend):
                     f"`mlflow runs restore --run-id {found.info.run_id}` to let the delivery go on"
                 )
             self._run_id = found.info.run_id
+            self._experiment = found.info.experiment_id
             self._artifact_uri = found.info.artifact_uri
             self._artifacts = RunArtifacts(self._client, self._run_id, self.notes, self._translated)
             self._remember(found)
@@ -180,6 +182,7 @@ class MlflowBackend(Backend):
         if self._joined:
             return
         with self._translated("end the run", may_reject=False):
+            self._delete_ghosts()
             self._client.set_terminated(self._run_id, _STATUSES[status], self._ended_ms or int(time.time() * 1000))
 
     def rewind(self, rewind: Rewind) -> bool:
@@ -410,9 +413,24 @@ class MlflowBackend(Backend):
         from mlflow.entities import ViewType
 
         experiment_id = self._experiment_id()
-        wanted = f"tags.`{_RUN_TAG}` = '{self._run.id}'"
-        found = self._client.search_runs([experiment_id], wanted, ViewType.ALL, max_results=1)
+        found = self._client.search_runs([experiment_id], self._is_ours, ViewType.ALL, max_results=1)
         return found[0] if found else self._create(experiment_id)
+
+    @property
+    def _is_ours(self) -> str:
+        """What MLflow is asked to find the run by."""
+        return f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+
+    def _delete_ghosts(self) -> None:
+        """Delete the run that a server made when it carried out, late, what had been given up and asked for again."""
+        for other in self._client.search_runs([self._experiment], self._is_ours, max_results=10):
+            if other.info.run_id == self._run_id:
+                continue
+            if other.data.metrics or other.data.params:
+                self.notes.add("a second run", other.info.run_id, "somebody has written to it, so it stays")
+                continue
+            self._client.delete_run(other.info.run_id)
+            self.notes.add("deleted", other.info.run_id, "an empty second run, which the server had made late")
 
     def _create(self, experiment_id: str) -> Any:
         tags = {_RUN_TAG: self._run.id, "trackhub.version": version("trackhub-sdk")}

@@ -123,7 +123,8 @@ def _tensorboard(work: Path) -> Iterator[Sink]:
 @contextlib.contextmanager
 def _csv(work: Path) -> Iterator[Sink]:
     def count(run: str) -> int:
-        return (work / "csv" / run / "metrics.csv").read_bytes().count(b"\n") - 1
+        (table,) = (work / "csv" / run).glob("metrics*.csv")
+        return table.read_bytes().count(b"\n") - 1
 
     yield Sink({"TRACKHUB_CSV_DIRECTORY": str(work / "csv")}, count)
 
@@ -281,10 +282,10 @@ def resume(hub: str, run: str, number: int) -> Numbers:
     )
     started = time.perf_counter()
     tracker.log_metrics({name: 1.0}, step=1)
-    table = Path(hub) / "csv" / run / "metrics.csv"
-    while not (table.exists() and name.encode() in table.read_bytes()):
+    folder = Path(hub) / "csv" / run
+    while not any(name.encode() in table.read_bytes() for table in folder.glob("metrics*.csv")):
         if time.perf_counter() - started > 60:
-            raise MeasurementError(f"nothing arrived in {table}")
+            raise MeasurementError(f"nothing arrived in {folder}")
         time.sleep(0.002)
     arrived = time.perf_counter()
     tracker.finish()

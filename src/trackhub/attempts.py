@@ -61,14 +61,19 @@ class Part:
     Args:
         rewind: What it supersedes of what was delivered before it; None for nothing.
         kept: What no later attempt supersedes.
-        values_left_out: Number of metric values that one does.
+        points_left_out: Metrics that one does.
         others_left_out: Other records that one does.
     """
 
     rewind: Rewind | None
     kept: list[JournalRecord]
-    values_left_out: int = 0
+    points_left_out: list[MetricsLogged] = field(default_factory=list)
     others_left_out: list[JournalRecord] = field(default_factory=list)
+
+    @property
+    def values_left_out(self) -> int:
+        """How many metric values one supersedes."""
+        return sum(len(point.values) for point in self.points_left_out)
 
 
 @dataclass
@@ -203,11 +208,13 @@ class Attempts:
             late = step is not None and after_step is not None and step > after_step
             if isinstance(record, MetricsLogged):
                 values = {} if late else _below(firsts, record)
-                part.values_left_out += len(record.values) - len(values)
                 if len(values) == len(record.values):
                     part.kept.append(record)
-                elif values:
+                    continue
+                if values:
                     part.kept.append(MetricsLogged(record.time_ns, record.step, values))
+                gone = {name: value for name, value in record.values.items() if name not in values}
+                part.points_left_out.append(MetricsLogged(record.time_ns, record.step, gone))
             else:
                 (part.others_left_out if late else part.kept).append(record)
         return part

@@ -7,6 +7,7 @@ group of metrics after the other, so that memory stays bounded however long the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from array import array
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trackhub import lowering, plugins
+from trackhub.attempts import Attempts
 from trackhub.backend import Backend, RunInfo
 from trackhub.cursor import Cursor
 from trackhub.errors import BackendUnavailable, CannotReadBack, StateLost, TrackhubError
-from trackhub.journal import JournalReader
+from trackhub.journal import Chunk, JournalReader, Position
 from trackhub.processing import Pipeline
 from trackhub.readback import Item, KindOfName, Point, ReadBack
 from trackhub.records import Deliverable, MetricsLogged, ParamsLogged, RunEnded, TagsSet
@@ -166,6 +168,7 @@ def reconcile(run: RunDirectory, backend: Backend) -> Verification:
     except BackendUnavailable as error:
         result.outcome, result.reason = "not available", str(error)
     finally:
+        expected.close()
         backend.disconnect()
     return result
 
@@ -174,7 +177,7 @@ class Expected:
     """What should be at one backend: the journal as it is delivered there, and nothing else.
 
     The one place for whatever comes between journal and backend: processors drop or change records in `_delivered`, and
-    what a later attempt has superseded is left out there.
+    what a later attempt has superseded is left out there, or may be there where a backend cannot take it back.
 
     Args:
         run: The run.
@@ -192,7 +195,9 @@ class Expected:
         self._supported = lowering.supported_kinds(type(backend))
         self._pipeline = Pipeline(backend.options.processors)
         self._rejected = _rejected(run.rejected / f"{backend.name}.jsonl")
-        self._under_way = {_identity(record) for record in self._read(cursor.position, MAX_UNDELIVERED + 1)}
+        self._attempts = Attempts(run.journal)
+        self._has_attempts = self._attempts.look() > 1
+        self._under_way = {_identity(record) for record in self._behind(cursor.position, MAX_UNDELIVERED + 1)}
         self.undelivered = len(self._under_way)
 
     def records(self) -> Iterator[tuple[Deliverable, bool]]:
@@ -214,6 +219,17 @@ class Expected:
             if isinstance(record, MetricsLogged):
                 yield record, not may_miss
 
+    def superseded_points(self) -> Iterator[MetricsLogged]:
+        """Metrics that a later attempt has superseded."""
+        if "metrics" not in self._supported or not self._has_attempts:
+            return
+        for chunk in self._chunks({}):
+            for _, part in self._attempts.kept_of(chunk):
+                for record in part.points_left_out:
+                    for shown in self._processed(record):
+                        if isinstance(shown, MetricsLogged):
+                            yield shown
+
     def is_rejected(self, name: str, step: int, time_ns: int) -> bool:
         """Whether a point was refused."""
         return (time_ns, step, name) in self._rejected
@@ -223,35 +239,44 @@ class Expected:
         """Whether any point was refused."""
         return any(isinstance(one[1], int) for one in self._rejected)
 
-    def _delivered(self) -> Iterator[tuple[Deliverable, bool]]:
-        """The journal's records as they are for this backend, each with whether it may not have arrived yet."""
-        self.damaged.clear()
-        for record in self._read({}, None):
-            may_miss = bool(self._under_way) and _identity(record) in self._under_way
-            if not self._pipeline.handles(type(record)):
-                yield record, may_miss
-                continue
-            for shown in self._pipeline.process(type(record), [record]):
-                yield shown, may_miss
-            # What they have to say was said when the run was delivered.
-            self._pipeline.drain_notes()
+    def close(self) -> None:
+        """Close the journal."""
+        self._attempts.close()
 
-    def _read(self, position: Any, most: int | None) -> Iterator[Deliverable]:
+    def _delivered(self) -> Iterator[tuple[Deliverable, bool]]:
+        """The journal's records as they are for this backend, each with whether it may be missing there."""
+        self.damaged.clear()
+        for chunk in self._chunks({}):
+            self.damaged.extend(chunk.damaged)
+            for _, part in self._attempts.kept_of(chunk):
+                for records, are_superseded in ((part.kept, False), (part.others_left_out, True)):
+                    for record in records:
+                        if isinstance(record, RunEnded):
+                            continue
+                        may_miss = are_superseded or (bool(self._under_way) and _identity(record) in self._under_way)
+                        for shown in self._processed(record):
+                            yield shown, may_miss
+
+    def _processed(self, record: Deliverable) -> list[Deliverable]:
+        if not self._pipeline.handles(type(record)):
+            return [record]
+        shown = self._pipeline.process(type(record), [record])
+        # What they have to say was said when the run was delivered.
+        self._pipeline.drain_notes()
+        return shown
+
+    def _behind(self, position: Position, most: int) -> Iterator[Deliverable]:
+        """The first records behind a position."""
+        records = (
+            record for chunk in self._chunks(position) for record in chunk.records if not isinstance(record, RunEnded)
+        )
+        return itertools.islice(records, most)
+
+    def _chunks(self, position: Position) -> Iterator[Chunk]:
         reader = JournalReader(self._run.journal)
-        count = 0
         try:
-            while True:
-                chunk = reader.read(position, max_points=CHUNK_POINTS)
-                if chunk.empty:
-                    return
-                self.damaged.extend(chunk.damaged)
-                for record in chunk.records:
-                    if isinstance(record, RunEnded):
-                        continue
-                    yield record
-                    count += 1
-                    if count == most:
-                        return
+            while not (chunk := reader.read(position, max_points=CHUNK_POINTS)).empty:
+                yield chunk
                 position = chunk.position
         finally:
             reader.close()
@@ -287,6 +312,9 @@ class _Comparison:
         counts: Counter[str] = Counter()
         for record, _ in self._expected.points():
             counts.update(record.values.keys())
+        for record in self._expected.superseded_points():
+            # Nothing of these must be there; what is, is told apart from what nobody has logged.
+            counts.update(dict.fromkeys(record.values, 0))
         names = {name: there.metric_name(name) for name in counts}
         known = set(there.metric_names())
         for extra in sorted(known - set(names.values())):
@@ -306,9 +334,22 @@ class _Comparison:
         matches = {names[name]: _Match(name, columns[name], there) for name in group}
         for found, point in there.points([name for name in matches if name in known]):
             matches[found].take(point)
+        superseded: dict[str, _Column] = {}
+        for record in self._expected.superseded_points():
+            for name, value in record.values.items():
+                if name in columns:
+                    superseded.setdefault(name, _Column()).add(record.step, value, record.time_ns, must=False)
         for match in matches.values():
             match.finish(may_miss=self._expected.has_rejected_points)
+            if match.extra and match.name in superseded:
+                self._drop_superseded(match, superseded[match.name])
             self._judge(match)
+
+    def _drop_superseded(self, match: _Match, column: _Column) -> None:
+        """Forget what is there and was superseded, where the backend could not take it back."""
+        for point in self._there.metric_points(match.name, column.points()):
+            if not isinstance(point, str) and _cancel(match.extra, match.normal(point)):
+                self._result.explained["points that a later attempt superseded, still shown"] += 1
 
     def _judge(self, match: _Match) -> None:
         result, name = self._result, match.name

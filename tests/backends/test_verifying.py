@@ -406,6 +406,26 @@ def test_what_others_write_into_a_joined_run_is_told_and_no_difference(tmp_path:
     assert findings(place) == [("missing point", "loss", 7)], "ours must be there all the same"
 
 
+def test_what_a_later_attempt_superseded_is_no_difference_and_the_rest_still_is(place: Place) -> None:
+    def log(first: int, last: int, value: float) -> None:
+        steps = range(first, last)
+        place.run.log(*[MetricsLogged(CREATED_NS + step * 10**9 + int(value), step, {"loss": value}) for step in steps])
+
+    log(0, 50, 1.0)
+    place.run.end("killed")
+    place.run.deliver()
+    log(45, 60, 2.0)
+    place.run.end()
+    place.run.deliver()
+    found = place.verified()
+    assert (found.outcome, findings(place)) == ("agrees", [])
+    assert found.compared["points"] == 60
+    still_shown = found.explained["points that a later attempt superseded, still shown"]
+    assert still_shown == (5 if isinstance(place, Mlflow) else 0)
+    place.points(lambda stored: stored.remove(next(one for one in stored if one[0] == 59)))
+    assert findings(place) == [("missing point", "loss", 59)]
+
+
 def test_what_is_not_delivered_yet_may_be_there_or_not(tmp_path: Path) -> None:
     place = TensorBoard(tmp_path)
     place.run.log(*[samples.metrics(step, loss=float(step)) for step in range(10)])

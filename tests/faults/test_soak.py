@@ -348,7 +348,7 @@ def expect_every_point_once(soak: Soak) -> None:
     (neptune_run,) = soak.neptune.runs.values()
     arrived = {
         "tensorboard": scalars(run),
-        "csv": _in_csv(soak.stage.path / "csv" / "soak" / "metrics.csv"),
+        "csv": _in_csv(next((soak.stage.path / "csv" / "soak").glob("metrics*.csv"))),
         "mlflow": _in_mlflow(soak.stage.path / "mlflow" / "server.db"),
         "neptune": {name: [(int(p.step), p.value) for p in neptune_run.series(f"metrics/{name}")] for name in VALUES},
     }

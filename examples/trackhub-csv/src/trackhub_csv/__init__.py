@@ -58,7 +58,7 @@ class CsvBackend(Backend):
         self._run = run
         self._folder = Path(self.options.directory) / run.id
         # The same run may be written from several machines, each into a file of its own.
-        path = self._path = self._folder / (f"metrics-{run.origin}.csv" if run.origin else "metrics.csv")
+        path = self._path = self._folder / _table(run)
         with self._disk():
             self._folder.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -228,13 +228,17 @@ class CsvReadBack(ReadBack):
         return name, _finite(value)
 
     def _lines(self) -> Iterator[tuple[str, Point]]:
-        with (self._folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        with (self._folder / _table(self._run)).open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 yield line["name"], Point(int(line["step"]), float(line["value"]), int(line["time_ns"]))
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self._folder / name
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
+
+
+def _table(run: RunInfo) -> str:
+    return f"metrics-{run.origin}.csv" if run.origin else "metrics.csv"
 
 
 def _files(name: str, path: Path) -> Iterator[Item]:

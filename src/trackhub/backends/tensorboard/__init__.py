@@ -19,7 +19,7 @@ import msgspec
 from pydantic import Field
 
 from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, hookimpl
-from trackhub.backends.tensorboard.events import FAILURE, RUNNING, SUCCESS, EventMaker, Hyperparameter
+from trackhub.backends.tensorboard.events import FAILURE, RUNNING, SUCCESS, EventMaker, Hyperparameter, restart_step
 from trackhub.backends.tensorboard.file import (
     EventFile,
     copy_file,
@@ -184,7 +184,7 @@ class TensorBoardBackend(Backend):
         found, restarts = False, list[tuple[int, int]]()
         with unavailable_on_os_error("read", self._directory):
             for place, event in self._written():
-                restart = self._make.restart_step(event)
+                restart = restart_step(event)
                 if restart is not None:
                     restarts.append((place, restart))
                     found = found and first_step < restart

@@ -82,11 +82,6 @@ class EventMaker:
         """An event as it was read from a file."""
         return self._event_type.FromString(serialised)
 
-    def restart_step(self, event: Any) -> int | None:
-        """The step from which on an event has TensorBoard forget; None if it does not."""
-        starts = event.HasField("session_log") and event.session_log.status == event.session_log.START
-        return int(event.step) if starts else None
-
     def _kinds(self) -> dict[str, tuple[str, str]]:
         """Tag -> kind and name; what has no step, or one of our own counting, is of the kind "run"."""
         kinds = {tag: (kind, name) for kind, names in self.tags.items() for name, tag in names.items()}
@@ -213,3 +208,9 @@ class EventMaker:
     def _bytes(event: Any) -> bytes:
         serialised: bytes = event.SerializeToString(deterministic=True)
         return serialised
+
+
+def restart_step(event: Any) -> int | None:
+    """The step from which on an event has TensorBoard forget; None if it does not."""
+    starts = event.HasField("session_log") and event.session_log.status == event.session_log.START
+    return int(event.step) if starts else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trackhub.backends.tensorboard.events import FAILURE, RUNNING, SUCCESS, Hyperparameter
+from trackhub.backends.tensorboard.events import FAILURE, RUNNING, SUCCESS, Hyperparameter, restart_step
 from trackhub.backends.tensorboard.file import masked_crc, unavailable_on_os_error
 from trackhub.errors import StateLost
 from trackhub.readback import Item, KindOfName, Point, ReadBack
@@ -67,6 +67,7 @@ class TensorBoardReadBack(ReadBack):
         self._beside = beside
         self._problems: list[str] = []
         self._damaged_at: dict[Path, int] = {}
+        self._restarts: list[tuple[int, int]] = []
         self._scalars: dict[str, None] = {}
         self._items: list[Item] = []
         self.status = "running"
@@ -81,7 +82,9 @@ class TensorBoardReadBack(ReadBack):
     def points(self, names: Collection[str]) -> Iterator[tuple[str, Point]]:
         """The scalars, in the order of the events."""
         wanted = frozenset(names)
-        for event in self._events():
+        for event, is_forgotten in self._events():
+            if is_forgotten:
+                continue
             time_ns = _in_ns(event.wall_time)
             for value in event.summary.value:
                 if value.tag in wanted and value.HasField("simple_value"):
@@ -160,8 +163,13 @@ class TensorBoardReadBack(ReadBack):
         numbered = {self._tags[kind][kind] for kind in ("params", "tags") if kind in self._tags}
         params: dict[str, Any] | None = None
         status: RunStatus | None = None
-        for event in self._events(checked=True):
+        for place, event in enumerate(self._all_events(checked=True)):
+            if (step := restart_step(event)) is not None:
+                self._restarts.append((place, step))
+        for event, is_forgotten in self._events():
             for value in event.summary.value:
+                if is_forgotten and value.metadata.plugin_data.plugin_name != "hparams":
+                    continue
                 if value.HasField("simple_value"):
                     self._scalars.setdefault(value.tag)
                 elif value.metadata.plugin_data.plugin_name == "hparams":
@@ -178,7 +186,15 @@ class TensorBoardReadBack(ReadBack):
         self.params = params or {}
         self.status = status or "running"
 
-    def _events(self, *, checked: bool = False) -> Iterator[Any]:
+    def _events(self) -> Iterator[tuple[Any, bool]]:
+        """All events, each with whether TensorBoard forgets it at a restart behind it, for its step is not lower."""
+        restarts = list(self._restarts)
+        for place, event in enumerate(self._all_events()):
+            while restarts and restarts[0][0] <= place:
+                del restarts[0]
+            yield event, any(event.step >= step for _, step in restarts)
+
+    def _all_events(self, *, checked: bool = False) -> Iterator[Any]:
         """All events; what is wrong with the files is told once, when they are checked."""
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event

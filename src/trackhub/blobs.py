@@ -6,17 +6,32 @@ the journal always has its content.
 
 from __future__ import annotations
 
+import errno
 import mimetypes
 import os
 import shutil
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trackhub.private import make_directory, open_file, write_file
 from trackhub.records import StoredFile
+
+
+class DiskFullError(Exception):
+    """There is no room for a file. No OSError, which `shutil.copytree` would collect with others."""
+
+
+@contextmanager
+def _full_disk_told_apart() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(error.strerror) from error
 
 
 class BlobStore:
@@ -42,11 +57,20 @@ class BlobStore:
             content: What the file will hold.
             suffix: With its dot, e.g. `.png`.
             media_type: RFC 6838 media type.
+
+        Raises:
+            DiskFullError: There is no room for it.
         """
         path = self._directory / f"{self._next_name()}{suffix}"
         fresh = path.with_name(path.name + ".new")
-        write_file(fresh, content)
-        fresh.replace(path)
+        try:
+            with _full_disk_told_apart():
+                write_file(fresh, content)
+                fresh.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
         self._unsynced.append(path)
         return StoredFile(self._relative(path), len(content), media_type=media_type)
 
@@ -56,6 +80,7 @@ class BlobStore:
         Raises:
             FileNotFoundError: There is nothing at that path.
             ValueError: It is, or holds, something that is neither a file nor a directory, or a link into a circle.
+            DiskFullError: There is no room for it.
             OSError: It cannot be read, or the run directory cannot be written.
         """
         own = self._directory.parent.resolve()
@@ -64,7 +89,8 @@ class BlobStore:
         check_regular(source, own)
         folder = self._directory / self._next_name()
         fresh = folder.with_name(folder.name + ".new")
-        make_directory(fresh)
+        with _full_disk_told_apart():
+            make_directory(fresh)
         copy = fresh / (source.name if source.name not in ("", "..") else source.resolve().name)
 
         def leave_out(folder: str, names: list[str]) -> list[str]:
@@ -153,6 +179,11 @@ def _files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
 
 def _copy_file(source: str | Path, target: str | Path) -> None:
     """Copy inside the kernel where it can: file systems that share blocks then copy nothing at all."""
+    with _full_disk_told_apart():
+        _copy_content(source, target)
+
+
+def _copy_content(source: str | Path, target: str | Path) -> None:
     descriptor = open_file(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with os.fdopen(descriptor, "wb") as writer, Path(source).open("rb") as reader:
         left = os.fstat(reader.fileno()).st_size

@@ -1,4 +1,4 @@
-"""What a quota did to a run, in its directory: `quota/<writer>.json`, a file for each process that writes the run.
+"""What was not recorded for want of room: `quota/<writer>.json` in the run directory, one for each writing process.
 
 Apart from the quota because reports read it without one: on another machine, or after the limit was lifted.
 """
@@ -6,7 +6,7 @@ Apart from the quota because reports read it without one: on another machine, or
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,13 +28,15 @@ class QuotaNote(msgspec.Struct):
         freed_files: Snapshots that were removed because all backends had them.
         freed_bytes: What they took.
         over_bytes: What the directory took when it was over the limit and nothing more could be freed.
+        disk_full: Kind of record -> how many were not recorded because the disk itself was full, with their names.
     """
 
-    max_bytes: int
+    max_bytes: int = 0
     refused: dict[str, NoteCount] = msgspec.field(default_factory=dict)
     freed_files: int = 0
     freed_bytes: int = 0
     over_bytes: int = 0
+    disk_full: dict[str, NoteCount] = msgspec.field(default_factory=dict)
 
 
 def save_quota_note(run: Path, writer: str, note: QuotaNote) -> None:
@@ -62,21 +64,26 @@ def quota_sentences(run: Path) -> list[str]:
     if not notes:
         return []
     limit = f"TRACKHUB_MAX_BYTES ({max(note.max_bytes for note in notes):,} bytes)"
-    refused: dict[str, NoteCount] = {}
-    for note in notes:
-        for kind, count in note.refused.items():
-            total = refused.setdefault(kind, NoteCount())
-            total.count += count.count
-            total.examples += count.examples
-    lines = [
-        f"{limit} was reached; not recorded: {kind.replace('_', ' ')} {count.count:,} ("
-        + ", ".join([name for name, _ in count.examples[:3]] + ["..."] * (len(count.examples) > 3))
-        + ")"
-        for kind, count in refused.items()
-    ]
+    lines = _not_recorded(f"{limit} was reached", [note.refused for note in notes])
+    lines += _not_recorded("the disk was full", [note.disk_full for note in notes])
     if files := sum(note.freed_files for note in notes):
         freed = sum(note.freed_bytes for note in notes)
         lines.append(f"{limit}: copies of {files:,} files ({freed:,} bytes) were removed here; all backends have them")
     if over := max(note.over_bytes for note in notes):
         lines.append(f"{limit}: the directory took {over:,} bytes; params and metrics are recorded all the same")
     return lines
+
+
+def _not_recorded(reason: str, counts: Iterable[Mapping[str, NoteCount]]) -> list[str]:
+    totals: dict[str, NoteCount] = {}
+    for of_writer in counts:
+        for kind, count in of_writer.items():
+            total = totals.setdefault(kind, NoteCount())
+            total.count += count.count
+            total.examples += count.examples
+    return [
+        f"{reason}; not recorded: {kind.replace('_', ' ')} {count.count:,} ("
+        + ", ".join([name for name, _ in count.examples[:3]] + ["..."] * (len(count.examples) > 3))
+        + ")"
+        for kind, count in totals.items()
+    ]

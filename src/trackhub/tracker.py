@@ -22,7 +22,8 @@ from typing import Any
 
 from trackhub import active, plain, settings, values
 from trackhub._version import VERSION
-from trackhub.blobs import BlobStore, check_regular, describe
+from trackhub.blobs import BlobStore, DiskFullError, check_regular, describe
+from trackhub.cursor import NoteCount
 from trackhub.errors import RunFinishedError
 from trackhub.host import host
 from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, writer_is_alive
@@ -30,6 +31,7 @@ from trackhub.journal.skim import last_step
 from trackhub.lowering import KINDS
 from trackhub.plugins import find_backend
 from trackhub.quota import Quota, quota_of
+from trackhub.quota_note import QuotaNote, save_quota_note
 from trackhub.ranks import Place, own_name
 from trackhub.records import (
     ArtifactLogged,
@@ -89,6 +91,7 @@ class Tracker:
         self._journal: JournalWriter | None = None
         self._blobs: BlobStore | None = None
         self._quota: Quota | None = None
+        self._left_out = QuotaNote()
         self._append_metrics: Callable[[Mapping[str, Any], int, int], None] = self._append_metrics_first_time
         self._earlier: active.ActiveRun | None = None
         self._end_mark: Mark | None = None
@@ -643,18 +646,48 @@ class Tracker:
         self._writing()[0].append(own_name(record, self._prefix) if self._prefix else record)
 
     def _store(self, kind: type[Record], name: str, content: bytes, suffix: str, media_type: str) -> StoredFile | None:
-        """Store a rich value; None if the quota has no room for it."""
+        """Store a rich value; None if there is no room for it."""
         blobs = self._writing()[1]
-        return blobs.store(content, suffix, media_type) if self._has_room(kind, name, len(content)) else None
+        if not self._has_room(kind, name, len(content)):
+            return None
+        try:
+            return blobs.store(content, suffix, media_type)
+        except DiskFullError as error:
+            self._note_full_disk(kind, name, error)
+            return None
 
     def _snapshot(self, kind: type[Record], name: str, source: Path) -> StoredFile | None:
-        """Copy a file or directory; None if the quota has no room for it."""
+        """Copy a file or directory; None if there is no room for it."""
         blobs = self._writing()[1]
         if self._quota is not None:
             check_regular(source)
             if not self._has_room(kind, name, describe(source, name).size_bytes):
                 return None
-        return blobs.snapshot(source)
+        try:
+            return blobs.snapshot(source)
+        except DiskFullError as error:
+            self._note_full_disk(kind, name, error)
+            return None
+
+    def _note_full_disk(self, kind: type[Record], name: str, error: DiskFullError) -> None:
+        """Count and tell what is lost: the run must go on, and its metrics wait in memory for room."""
+        count = self._left_out.disk_full.setdefault(KINDS[kind], NoteCount())
+        count.add(name, str(error))
+        self._save_left_out()
+        if count.count == 1:
+            _log.error(
+                "trackhub: run %s: %r is not recorded: %s (%s). More %s without room are counted, and shown by "
+                "finish() and trackhub status; params and metrics wait in memory until there is room.",
+                self.id,
+                name,
+                error,
+                "" if self._run is None else self._run.path,
+                KINDS[kind].replace("_", " "),
+            )
+
+    def _save_left_out(self) -> None:
+        if self._run is not None and self._left_out.disk_full and self._journal is not None:
+            save_quota_note(self._run.path, f"{self._journal.writer:04d}-disk", self._left_out)
 
     def _has_room(self, kind: type[Record], name: str, size_bytes: int) -> bool:
         quota, run = self._quota, self._run
@@ -662,8 +695,8 @@ class Tracker:
 
     def _append_file(self, record: Deliverable) -> None:
         """Append a record that has a snapshot."""
+        self._append(record)
         journal = self._writing()[0]
-        journal.append(record)
         if self._quota is not None and self._run is not None:
             path = self._run.path / record.file.path  # type: ignore[union-attr]
             self._quota.took(self._run, self._writer_name(), KINDS[type(record)], path, journal.position)
@@ -697,6 +730,8 @@ class Tracker:
         if journal is None or blobs is None:
             return
         host().unwatch(f"{self.id} ({journal.writer})")
+        # Again: there may have been no room for this either.
+        self._save_left_out()
         try:
             blobs.sync()
             journal.close()
@@ -718,6 +753,7 @@ class Tracker:
         self._journal = self._blobs = None
         self._role = "worker"
         self._children = []
+        self._left_out = QuotaNote()
         self._step_lock = threading.Lock()
         self._writer_lock = threading.RLock()
         self._append_metrics = self._append_metrics_first_time

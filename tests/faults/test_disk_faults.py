@@ -163,10 +163,11 @@ with ballast.open("wb", buffering=0) as file:
     except OSError:
         pass
 log(range(1000, 6000))
-try:
-    tracker.log_text("note", "a text for which there is no room" * 1000)
-except OSError as error:
-    print(error.strerror, flush=True)
+tracker.log_text("note", "a text for which there is no room" * 1000)
+tracker.log_artifact("train.py")
+pathlib.Path("folder").mkdir()
+pathlib.Path("folder/file").write_text("also without room" * 1000)
+tracker.log_artifact("folder")
 print(bool(tracker.flush(timeout=2)), flush=True)
 ballast.unlink()
 log(range(6000, 7000))
@@ -185,14 +186,20 @@ def test_a_full_disk_stops_no_training_and_loses_no_metric(stage: Stage) -> None
         stage.environment["TRACKHUB_DIR"] = str(disk / "hub")
         (stage.path / "train.py").write_text(FULL_DISK, encoding="utf-8")
         arguments = ["train.py", str(disk / "ballast")]
-        process = stage.start(f"import sys; sys.argv = {arguments!r}; exec(open('train.py').read())")
-        out, _ = process.communicate(timeout=240)
-        assert out.splitlines() == ["No space left on device", "False", "True"]
+        process = stage.start(
+            f"import sys; sys.argv = {arguments!r}; exec(open('train.py').read())", stderr=subprocess.PIPE
+        )
+        out, errors = process.communicate(timeout=240)
+        assert out.splitlines() == ["False", "True"]
+        assert "'note' is not recorded: No space left on device" in errors
+        told = ["the disk was full; not recorded: text 1 (note)", "not recorded: artifacts 2 (train.py, folder)"]
+        assert all(one in errors for one in told), errors
         (path,) = (disk / "hub").iterdir()
         run = RunDirectory(path)
         stage.wait_closed("tensorboard", run=run)
         assert scalars(run)["x"] == points(range(7000))
         assert run.cursor("tensorboard").closed_status == "finished"
+        assert all(any(one in line for line in delivery_report(run, "").quota) for one in told)
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 

@@ -75,7 +75,7 @@ class Bench:
         return RunInfo(**{**known, "directory": directory, "working_directory": self.directory, **changes})
 
     def backend(self, **options: Any) -> NeptuneBackend:
-        known = {"project": self.server.project, "api_token": self.server.api_token, "timeout_seconds": 5}
+        known = {"project": self.server.project, "api_token": self.server.api_token, "timeout_seconds": 10}
         backend = NeptuneBackend(NeptuneOptions(**{**known, **options}))
         self._opened.append(backend)
         return backend
@@ -666,6 +666,8 @@ def test_a_batch_the_server_finds_bad_is_rejected_and_the_next_one_arrives(bench
 # Failures
 
 
+PROMPTLY_SECONDS = 20.0
+"""The client alone would wait for a minute, or for ever; how busy this machine is must not matter."""
 FAULTS: dict[str, dict[str, Any]] = {
     "busy": {"kind": "status", "status": 429, "headers": {"Retry-After": "2"}},
     "failing": {"kind": "status", "status": 500},
@@ -680,13 +682,13 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_trouble_while_sending_keeps_the_data_until_it_is_over(bench: Bench, fault: str) -> None:
-    backend, served = bench.open(timeout_seconds=2)
+    backend, served = bench.open(timeout_seconds=4)
     backend.write_metrics(points(range(3)))
     bench.server.fail(only="executeOperations", **FAULTS[fault])
     started = time.monotonic()
     with pytest.raises(BackendUnavailable) as caught:
         backend.write_metrics(points(range(3, 6)))
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < PROMPTLY_SECONDS
     assert SECRET not in str(caught.value)
     if fault == "busy":
         assert caught.value.retry_after_seconds == 2
@@ -702,8 +704,8 @@ def test_trouble_while_opening_is_told_in_time(bench: Bench, fault: str) -> None
     run = bench.run()
     started = time.monotonic()
     with pytest.raises(BackendUnavailable) as caught:
-        bench.backend(timeout_seconds=3).open(run, {})
-    assert time.monotonic() - started < 4.5
+        bench.backend(timeout_seconds=4).open(run, {})
+    assert time.monotonic() - started < PROMPTLY_SECONDS
     if fault == "busy":
         assert caught.value.retry_after_seconds == 2
     bench.server.heal()
@@ -731,7 +733,7 @@ def test_an_answer_that_is_lost_after_the_commit_makes_nothing_twice(bench: Benc
 
 @pytest.mark.parametrize("kind", ["drop", "hang", "lose_answer"])
 def test_an_upload_that_is_cut_short_is_made_again(bench: Bench, kind: str) -> None:
-    backend, served = bench.open(timeout_seconds=2)
+    backend, served = bench.open(timeout_seconds=4)
     record = ArtifactLogged(NOW, "a.bin", bench.file("a.bin", b"x" * 100_000))
     bench.server.fail(kind, only="fileAtomUpload", times=1)
     with pytest.raises(BackendUnavailable):
@@ -750,7 +752,7 @@ def test_a_websocket_whose_close_is_not_answered_holds_nothing_up(bench: Bench, 
     started = time.monotonic()
     backend.close("finished")
     backend.disconnect()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < PROMPTLY_SECONDS
     assert served.value("trackhub/status") == "finished"
 
 
@@ -762,7 +764,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(bench: Bench) -> 
         started = time.monotonic()
         with pytest.raises(BackendUnavailable):
             backend.write_metrics(points(range(3, 6)))
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < PROMPTLY_SECONDS
     bench.server.start()
     until_accepted(lambda: backend.write_metrics(points(range(3, 6))))
     assert [point.step for point in served.series("metrics/loss")] == list(range(6))
@@ -775,7 +777,7 @@ def test_letting_go_of_a_dead_server_takes_no_time(bench: Bench) -> None:
     with pytest.raises(BackendUnavailable):
         backend.close("finished")
     backend.disconnect()
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < PROMPTLY_SECONDS
 
 
 @pytest.mark.parametrize(

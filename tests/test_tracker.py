@@ -175,7 +175,7 @@ NO_METRICS = [
 ]
 
 
-@pytest.mark.parametrize(("metrics", "error"), NO_METRICS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("metrics", "error"), NO_METRICS, ids=lambda value: repr(value)[:25])
 def test_what_is_no_number_raises_at_the_call_and_leaves_nothing(tracker: Tracker, metrics: Any, error: Any) -> None:
     with pytest.raises(error):
         tracker.log_metrics(metrics, step=1)

@@ -17,6 +17,8 @@ EXTRAS = "kfp,mlflow,neptune,tensorboard"
 BUILD = Path("build")
 PLUGINS = ["examples/trackhub-csv", "examples/trackhub-wandb"]
 """Packages of plugins that the tests choose by name, as their users do."""
+AT_ONCE = ("--numprocesses=2", "--dist=loadfile")
+"""Most tests wait for other processes. Those of a file stay together, as they share servers."""
 
 nox.needs_version = ">=2025.5"
 nox.options.sessions = ["tests", "lint", "types"]
@@ -55,14 +57,14 @@ def install_wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests against the built wheel; arguments after `--` go to pytest."""
     install_wheel(session)
-    session.run("pytest", "--timeout=300", *session.posargs, env={"PYTHONPATH": None})
+    session.run("pytest", *AT_ONCE, "--timeout=300", *session.posargs, env={"PYTHONPATH": None})
 
 
 @nox.session(python=PYTHONS, name="tests-on")
 def tests_on(session: nox.Session) -> None:
     """The same on one Python after the other; those that are not installed are left out."""
     install_wheel(session)
-    session.run("pytest", "--timeout=300", *session.posargs, env={"PYTHONPATH": None})
+    session.run("pytest", *AT_ONCE, "--timeout=300", *session.posargs, env={"PYTHONPATH": None})
 
 
 @nox.session

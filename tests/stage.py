@@ -147,7 +147,7 @@ class Stage:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         for process in self._started:
-            wait_until(lambda pid=process.pid: not delivery_processes(pid), "the delivery processes to end", 10)
+            wait_until(lambda pid=process.pid: not delivery_processes(pid), "the delivery processes to end")
 
 
 def said(process: Any) -> str:

@@ -39,6 +39,7 @@ ALL = {
     "mode": ("TRACKHUB_MODE", "mode", "offline", "offline"),
     "finish_timeout": ("TRACKHUB_FINISH_TIMEOUT", "finish_timeout", "7", 7.0),
     "termination_timeout": ("TRACKHUB_TERMINATION_TIMEOUT", "termination_timeout", "9", 9.0),
+    "ranks": ("TRACKHUB_RANKS", "ranks", "all", "all"),
     "max_bytes": ("TRACKHUB_MAX_BYTES", "max_bytes", "2kB", 2000),
 }
 
@@ -58,9 +59,8 @@ def test_arguments_win_over_variables_over_the_file_over_the_default(
     Path("trackhub.toml").write_text(f'{key} = "{text}"\n')
     assert getattr(load().settings, field) == value
     assert load().sources[field] == str(Path("trackhub.toml").absolute())
-    other = {"mode": "disabled", "finish_timeout": "8", "termination_timeout": "8", "max_bytes": "8"}.get(
-        field, "other"
-    )
+    numbers = dict.fromkeys(("finish_timeout", "termination_timeout", "max_bytes"), "8")
+    other = {"mode": "disabled", "ranks": "zero", **numbers}.get(field, "other")
     Path("trackhub.toml").write_text(f'{key} = "{other}"\n')
     monkeypatch.setenv(variable, text)
     assert getattr(load().settings, field) == value
@@ -123,7 +123,7 @@ def test_a_setting_the_file_does_not_know_is_refused_with_those_there_are() -> N
     with pytest.raises(SettingsError) as raised:
         load()
     assert f"{Path('trackhub.toml').absolute()}: no such setting: projet" in str(raised.value)
-    assert "backends, dir, finish_timeout, max_bytes, mode, name, project, run_id" in str(raised.value)
+    assert "backends, dir, finish_timeout, max_bytes, mode, name, project, ranks, run_id" in str(raised.value)
 
 
 def test_a_file_that_is_no_toml_is_refused_by_name() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from trackhub.backends.mlflow.errors import without_secrets
@@ -19,7 +19,12 @@ PROBE_SECONDS = 5.0
 _SERVERS = ("http", "https", "databricks")
 _ACCEPTED = ", ".join(f"{scheme}://" for scheme in ("http", "https", *DATABASES)) + ", databricks"
 _DEFAULT_DRIVERS = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
-_DRIVER_DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient", "mysql": "mysql-connector-python"}
+_DRIVER_DISTRIBUTIONS = {
+    "psycopg": '"psycopg[binary]"',
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
+}
 
 
 def scheme_of(uri: str) -> str:
@@ -46,9 +51,19 @@ def scheme_of(uri: str) -> str:
 def driver_of(uri: str) -> tuple[str, str]:
     """The Python package that speaks to the URI's database, or server, and the distribution that brings it."""
     default = _DEFAULT_DRIVERS.get(scheme_of(uri), "mlflow")
+    if default == "psycopg2" and _sqlalchemy_version() >= (2, 1):
+        default = "psycopg"
     named = uri.partition("://")[0].partition("+")[2].lower()
     driver = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb", "mysqlconnector": "mysql"}.get(named, named) or default
     return driver, _DRIVER_DISTRIBUTIONS.get(driver, driver)
+
+
+def _sqlalchemy_version() -> tuple[int, ...]:
+    """Its first two numbers: from 2.1 on it speaks to PostgreSQL by another package unless the URI names one."""
+    try:
+        return tuple(map(int, version("sqlalchemy").split(".")[:2]))
+    except (PackageNotFoundError, ValueError):
+        return (2, 1)
 
 
 def absolute_uri(uri: str, working_directory: Path) -> str:

@@ -55,7 +55,7 @@ FAULTS: list[dict[str, Any]] = [
 ]
 BACKENDS = ("mlflow", "tensorboard", "neptune", "csv")
 STEPS_PER_SECOND = 100
-FIRST_STEP_APART = 100_000
+FIRST_STEP_APART = 10_000_000
 SAMPLE_SECONDS = 0.25
 MOST_GROWTH = 0.05
 MOST_GROWTH_BYTES = 4 << 20

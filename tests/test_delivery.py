@@ -696,6 +696,29 @@ def test_a_child_whose_parent_does_not_go_to_that_backend_is_not_held_up(tmp_pat
     assert calls_in(child.lines)[0]["parent"] is None
 
 
+class NamelessBackend(LinesBackend):
+    """Has no ids of its own for runs."""
+
+    def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
+        super().open(run, state)
+        return OpenedRun()
+
+
+def test_a_child_of_a_parent_without_a_remote_id_waits_until_that_is_open(tmp_path: Path) -> None:
+    parent, child = Scene(tmp_path, "parent"), Scene(tmp_path, "child", "parent")
+    parent.kind = child.kind = NamelessBackend
+    end(parent.writer())
+    end(child.writer())
+    delivery = child.delivery()
+    assert settle(delivery)
+    assert child.calls() == []
+    settle(parent.delivery())
+    child.clock.now += 60
+    assert settle(delivery) is None
+    assert child.calls() == ["open", "close", "disconnect"]
+    assert calls_in(child.lines)[0]["parent"] is None
+
+
 # --- the rest of the report
 
 

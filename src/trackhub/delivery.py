@@ -521,8 +521,10 @@ class Delivery:
         if parent_id is not None:
             parent = RunDirectory(self.run.path.parent / parent_id)
             if parent.exists and self.name in parent.backends:
-                self._parent_remote_id = parent.cursor(self.name).remote_id
-                if self._parent_remote_id is None:
+                cursor = parent.cursor(self.name)
+                self._parent_remote_id = cursor.remote_id
+                # A backend may have no ids of its own; then that something was delivered tells that the run is open.
+                if cursor.remote_id is None and not cursor.position:
                     raise _ParentNotOpen(f"its parent run {parent_id} has not been opened there yet")
         self._parent_known = True
         self._waiting_since = None

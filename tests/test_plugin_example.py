@@ -70,6 +70,23 @@ def test_a_run_goes_to_the_plugin_that_the_environment_names(name: str, stage: S
     assert fold == {"name": "fold-0", "project": "digits", "parent": run_id, "status": "finished"}
 
 
+@pytest.mark.parametrize("name", [CSV])
+def test_a_run_of_two_attempts_under_an_id_of_ones_own_is_verified(name: str, stage: Stage) -> None:
+    attempt = """
+    import trackhub
+    with trackhub.init(run_id="mine", backends=["BACKEND", "tensorboard"], resume_step=RESUME) as tracker:
+        for step in range(FIRST, 30):
+            tracker.log_metrics({"loss": 1 / (step + 1)}, step=step)
+    """.replace("BACKEND", name)
+    stage.run(attempt.replace("RESUME", "None").replace("FIRST", "0"))
+    stage.run(attempt.replace("RESUME", "9").replace("FIRST", "10"))
+    verify = [sys.executable, "-m", "trackhub", "verify", "mine"]
+    done = subprocess.run(verify, env=stage.environment, cwd=stage.path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("all is there, and no more") == 2
+    assert done.stdout.count("points 30") == 2
+
+
 @pytest.mark.parametrize("name", [WANDB])
 def test_a_run_goes_to_a_large_vendor_by_the_same_door(name: str, stage: Stage) -> None:
     """Every number is in the run's file; the training process and its delivery leave nothing of wandb running."""

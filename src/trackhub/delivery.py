@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -498,19 +497,7 @@ class Delivery:
     def _run_info(self, new_owners: int = 0) -> RunInfo:
         """What the backend is told."""
         if self._info is None:
-            manifest = self.run.manifest
-            self._info = RunInfo(
-                id=manifest.id,
-                name=manifest.name,
-                project=manifest.project,
-                created_ns=manifest.created_ns,
-                directory=self.run.path.absolute(),
-                parent_remote_id=self._parent_remote_id,
-                attempt=max(self._cursor.attempts + new_owners, 1),
-                working_directory=Path(manifest.working_directory),
-                reserved_params=frozenset(manifest.reserved_params),
-                origin=manifest.origin,
-            )
+            self._info = self.run.info(self._parent_remote_id, max(self._cursor.attempts + new_owners, 1))
         return self._info
 
     def _find_parent(self) -> None:

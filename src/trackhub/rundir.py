@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from trackhub.backend import RunInfo
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
 from trackhub.journal import JournalReader, Position
@@ -234,6 +235,27 @@ class RunDirectory:
         # A snapshot has no links in it: what they led to was copied.
         return not any(
             Path(folder, name).is_symlink() for folder, names, files in os.walk(path) for name in (*names, *files)
+        )
+
+    def info(self, parent_remote_id: str | None, attempt: int) -> RunInfo:
+        """What a backend is told of the run.
+
+        Args:
+            parent_remote_id: What it calls the run's parent.
+            attempt: How often the run was begun, as far as this backend was told.
+        """
+        manifest = self.manifest
+        return RunInfo(
+            id=manifest.id,
+            name=manifest.name,
+            project=manifest.project,
+            created_ns=manifest.created_ns,
+            directory=self.path.absolute(),
+            parent_remote_id=parent_remote_id,
+            attempt=attempt,
+            working_directory=Path(manifest.working_directory),
+            reserved_params=frozenset(manifest.reserved_params),
+            origin=manifest.origin,
         )
 
     def cursor_file(self, backend: str) -> CursorFile:

@@ -739,17 +739,7 @@ def _run_info(run: RunDirectory, backend: str, cursor: Cursor) -> RunInfo:
     if manifest.parent_id is not None:
         parent = RunDirectory(run.path.parent / manifest.parent_id)
         parent_remote_id = parent.cursor(backend).remote_id if parent.exists else None
-    return RunInfo(
-        id=manifest.id,
-        name=manifest.name,
-        project=manifest.project,
-        created_ns=manifest.created_ns,
-        directory=run.path.absolute(),
-        parent_remote_id=parent_remote_id,
-        attempt=max(cursor.attempts, 1),
-        working_directory=Path(manifest.working_directory),
-        reserved_params=frozenset(manifest.reserved_params),
-    )
+    return run.info(parent_remote_id, max(cursor.attempts, 1))
 
 
 def verify_all(runs: Iterable[RunDirectory], backends: Collection[str] | None) -> list[Verification]:

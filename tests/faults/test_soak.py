@@ -74,15 +74,15 @@ ending = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), ending.set()), daemon=True).start()
 began, step = time.monotonic(), first
 while not ending.is_set():
-    tracker.log_metrics({"a": step, "b": -step, "c": step % 7, "d": 0.5}, step=step)
+    tracker.log_metrics({"a": step % 100_000, "b": -step % 100_000, "c": step % 7, "d": 0.5}, step=step)
     step += 1
     os.pwrite(mark, struct.pack("<q", step), 0)
     time.sleep(max(0.0, began + (step - first) / rate - time.monotonic()))
 tracker.finish()
 """
 VALUES: dict[str, Callable[[int], float]] = {
-    "a": lambda step: float(step),
-    "b": lambda step: -float(step),
+    "a": lambda step: float(step % 100_000),
+    "b": lambda step: float(-step % 100_000),
     "c": lambda step: float(step % 7),
     "d": lambda step: 0.5,
 }

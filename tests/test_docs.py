@@ -75,10 +75,9 @@ def load_generator() -> ModuleType:
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     text = "\n".join(code for _, code in blocks(page))
     for word, package in NEEDED.items():
-        if re.search(rf"\b{word}\b", text):
-            if importlib.util.find_spec(package) is None:
-                # Not imported here: neptune reads its timeouts when it is, and the backend must be the first to do so.
-                pytest.skip(f"{package} is not installed")
+        if re.search(rf"\b{word}\b", text) and importlib.util.find_spec(package) is None:
+            # Not imported here: neptune reads its timeouts when it is, and the backend must be the first to do so.
+            pytest.skip(f"{package} is not installed")
     for language, code in blocks(page):
         (tmp_path / "block.py").write_text(code, encoding="utf-8")
         for command in commands(language, code):

@@ -17,8 +17,9 @@ EXTRAS = "kfp,mlflow,neptune,tensorboard"
 BUILD = Path("build")
 PLUGINS = ["examples/trackhub-csv", "examples/trackhub-wandb"]
 """Packages of plugins that the tests choose by name, as their users do."""
-AT_ONCE = ("--numprocesses=2", "--dist=loadfile")
-"""Most tests wait for other processes. Those of a file stay together, as they share servers."""
+AT_ONCE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+"""Most tests wait for other processes. Those of a file stay together, as they share servers; files with few slow tests
+must not all come last."""
 
 nox.needs_version = ">=2025.5"
 nox.options.sessions = ["tests", "lint", "types"]

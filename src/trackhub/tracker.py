@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trackhub import active, plain, settings, values
 from trackhub._version import VERSION
@@ -30,7 +30,6 @@ from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, 
 from trackhub.journal.skim import last_step
 from trackhub.lowering import KINDS
 from trackhub.plugins import find_backend
-from trackhub.quota import Quota, quota_of
 from trackhub.quota_note import QuotaNote, save_quota_note
 from trackhub.ranks import Place, own_name
 from trackhub.records import (
@@ -55,6 +54,9 @@ from trackhub.records import (
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
+
+if TYPE_CHECKING:
+    from trackhub.quota import Quota
 
 _log = logging.getLogger("trackhub")
 _now_ns = time.time_ns
@@ -620,8 +622,13 @@ class Tracker:
         self._append_metrics = append_own if prefix else journal.append_metrics
         self._journal, self._blobs = journal, blobs
 
-        limit = self._settings.max_bytes
-        quota = self._quota = None if limit is None else quota_of(run.path.parent, int(limit), os.getpid())
+        quota = None
+        if (limit := self._settings.max_bytes) is not None:
+            # Imported late: most runs have no limit.
+            from trackhub.quota import quota_of
+
+            quota = quota_of(run.path.parent, int(limit), os.getpid())
+        self._quota = quota
 
         def sync() -> None:
             blobs.sync()

@@ -11,7 +11,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from backends.mlflow_server import running_server
+from backends.mlflow_server import running_server, serving
 from backends.neptune_server import SECRET, neptune_server
 from stage import Stage, said, tell, wait_until
 
@@ -86,15 +85,8 @@ def parrot(status: int) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 @contextmanager

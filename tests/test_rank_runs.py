@@ -124,6 +124,8 @@ def test_one_process_delivers_for_all_and_what_all_say_is_said_once(stage: Stage
     wait_until(lambda: stage.runs() and stage.run_directory().cursor_file("lines").is_claimed, "rank 0 to deliver")
     ranks += [stage.start(code, environment={**ALL, **place(rank, 4)}, stderr=subprocess.PIPE) for rank in (1, 2, 3)]
     for process in ranks:
+        assert said(process) == "begun"
+    for process in ranks:
         tell(process)
     for process in ranks:
         _, errors = process.communicate(timeout=60)
@@ -159,6 +161,33 @@ def test_the_run_goes_on_until_the_last_rank_has_ended(stage: Stage) -> None:
     assert (ranks[1].returncode, errors) == (0, "")
     assert run.cursor("lines").closed_status == "finished"
     assert [call["status"] for call in calls_in(stage.lines) if call["call"] == "close"] == ["finished"]
+
+
+def test_what_a_rank_reports_is_its_own_however_much_the_others_log_meanwhile(stage: Stage) -> None:
+    code = """
+        import os, sys, threading, trackhub
+        with trackhub.init(backends=["lines"]) as tracker:
+            print("begun", flush=True)
+            if os.environ["RANK"] == "0":
+                sys.stdin.readline()
+                for step in range(10):
+                    tracker.log_metrics({"x": 1.0}, step=step)
+                    report = tracker.flush()
+                    assert report, report
+            else:
+                told = threading.Event()
+                threading.Thread(target=lambda: sys.stdin.readline() and told.set(), daemon=True).start()
+                while not told.wait(0.0005):
+                    tracker.log_metrics({"x": 1.0})
+        report = tracker.finish()
+        assert report, report
+        """
+    ranks = start_ranks(stage, 2, code, ALL)
+    for process in ranks:
+        tell(process)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+    assert stage.run_directory().end()[0] == "finished"
 
 
 @pytest.mark.parametrize(("how", "status"), [("raise ValueError('bad shard')", "failed"), ("os.abort()", "killed")])

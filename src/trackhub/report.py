@@ -6,7 +6,7 @@ Apart because `flush()`, `finish()` and the command line show the same one, all 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from trackhub.cursor import Cursor
@@ -44,7 +44,9 @@ class BackendStanding:
     silent_seconds: float = 0.0
 
     @classmethod
-    def of(cls, run: RunDirectory, backend: str, cursor: Cursor, undelivered: int, *, ended: bool) -> BackendStanding:
+    def of(
+        cls, run: RunDirectory, backend: str, cursor: Cursor, undelivered: int, *, ended: bool, arrived: bool = False
+    ) -> BackendStanding:
         """Put together how a run stands.
 
         Args:
@@ -53,11 +55,12 @@ class BackendStanding:
             cursor: As last saved by the delivery.
             undelivered: Number of records behind the cursor.
             ended: Whether the run has ended.
+            arrived: Whether all that is asked after is known to be there. What others have written since is theirs to
+                ask after.
         """
-        arrived = not undelivered and (cursor.closed or not ended)
         lives_in_process = backend in run.manifest.in_process
-        if arrived:
-            return cls(backend, cursor, undelivered, complete=True)
+        if arrived or (not undelivered and (cursor.closed or not ended)):
+            return cls(backend, cursor, 0, complete=True)
         file = run.cursor_file(backend)
         claimed = file.is_claimed
         if lives_in_process and not claimed:
@@ -196,6 +199,7 @@ def delivery_report(
     command: str,
     backends: Iterable[str] | None = None,
     children: Iterable[DeliveryReport] = (),
+    arrived: Collection[str] = (),
 ) -> DeliveryReport:
     """Read how a run stands.
 
@@ -204,10 +208,13 @@ def delivery_report(
         command: The command that delivers the rest.
         backends: Only these; default: all the run was given to.
         children: The reports of its child runs.
+        arrived: The backends that are known to have all that is asked after.
     """
     ended = run.end()[0] != "running"
     standings = []
     for name in run.backends if backends is None else backends:
         cursor = run.cursor(name)
-        standings.append(BackendStanding.of(run, name, cursor, run.remaining(cursor), ended=ended))
+        standings.append(
+            BackendStanding.of(run, name, cursor, run.remaining(cursor), ended=ended, arrived=name in arrived)
+        )
     return DeliveryReport(run.manifest.id, command, tuple(standings), tuple(children), tuple(quota_sentences(run.path)))

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -478,13 +478,14 @@ class Tracker:
             timeout: Seconds to wait; default: as for `finish`.
 
         Returns:
-            The delivery report; true if everything has arrived.
+            The delivery report; true if all of that has arrived.
         """
         if self._run is None:
             return _nothing_to_report(self.id)
+        arrived: list[Awaited] = []
         if not self._finished and self._settings.mode == "online":
-            self._wait(self._settings.finish_timeout if timeout is None else timeout)
-        return self._read_report(self._run)
+            arrived = self._wait(self._settings.finish_timeout if timeout is None else timeout)
+        return self._read_report(self._run, arrived)
 
     def finish(self, status: EndStatus = "finished", timeout: float | None = None) -> DeliveryReport:
         """End the run and wait for the deliveries; happens by itself at the end of a `with` block or of the process.
@@ -539,9 +540,10 @@ class Tracker:
             self.end_records(status, error)
             if self._run is None or self._process_id != os.getpid():
                 return _nothing_to_report(self.id)
+            arrived: list[Awaited] = []
             if self._settings.mode == "online":
-                self._wait(self._patience_seconds(timeout))
-            self._report = self._read_report(self._run)
+                arrived = self._wait(self._patience_seconds(timeout))
+            self._report = self._read_report(self._run, arrived)
         if self._settings.mode == "online" and self._parent is None and self._report.remarkable:
             _log.warning("trackhub: run %s (%s)\n%s", self.name, self.id, self._report)
         return self._report
@@ -567,8 +569,8 @@ class Tracker:
             return timeout
         return self._settings.finish_timeout if self._parent is None else 0.0
 
-    def _wait(self, timeout: float) -> None:
-        wait_for_deliveries(
+    def _wait(self, timeout: float) -> list[Awaited]:
+        return wait_for_deliveries(
             host(), self._awaited(), timeout, termination_timeout_seconds=self._settings.termination_timeout
         )
 
@@ -580,15 +582,16 @@ class Tracker:
         for child in self._children:
             yield from child._awaited()
 
-    def _read_report(self, run: RunDirectory) -> DeliveryReport:
+    def _read_report(self, run: RunDirectory, arrived: Collection[Awaited]) -> DeliveryReport:
         children = [
-            child._report if child._report and child._report.complete else child._read_report(child._run)
+            child._report if child._report and child._report.complete else child._read_report(child._run, arrived)
             for child in self._children
             if child._run is not None
         ]
         root = run.path.parent
         elsewhere = "" if root == _default_root() else f" --dir {shlex.quote(str(root))}"
-        return delivery_report(run, f"trackhub sync {self.id}{elsewhere}", self._options, children)
+        here = [one.backend for one in arrived if one.run is run]
+        return delivery_report(run, f"trackhub sync {self.id}{elsewhere}", self._options, children, here)
 
     # --- the journal of this process
 

@@ -52,7 +52,7 @@ def wait_for_deliveries(
     timeout_seconds: float,
     patience_seconds: float = float("inf"),
     termination_timeout_seconds: float = float("inf"),
-) -> None:
+) -> list[Awaited]:
     """Wait until deliveries are complete, have given up, or the time is over.
 
     Args:
@@ -61,10 +61,14 @@ def wait_for_deliveries(
         timeout_seconds: How long to wait at most.
         patience_seconds: How long a backend may be unavailable before it is given up for now.
         termination_timeout_seconds: How long to wait at most after SIGTERM, be it before or during the wait.
+
+    Returns:
+        Those that are complete. Asked again, one might not be: another process may have written more since.
     """
+    complete: list[Awaited] = []
     waiting = list(deliveries)
     if not waiting:
-        return
+        return complete
     host.wake()
     total = len(waiting)
     started, started_ns = time.monotonic(), time.time_ns()
@@ -73,14 +77,14 @@ def wait_for_deliveries(
         while True:
             looked = time.monotonic()
             out_of_patience_ns = time.time_ns() - patience_seconds * 1e9
-            waiting = [one for one in waiting if not _is_over(host, one, started_ns, out_of_patience_ns)]
+            waiting = [one for one in waiting if not _is_over(host, one, started_ns, out_of_patience_ns, complete)]
             elapsed = time.monotonic() - started
             pause = max(POLL_SECONDS, PAUSES_A_POLL * (elapsed + started - looked))
             left = timeout_seconds - elapsed
             if (terminated := active.seconds_since_termination()) is not None:
                 left = min(left, termination_timeout_seconds - terminated)
             if not waiting or left <= 0:
-                return
+                return complete
             host.keep_alive()
             host.advance(to_the_end=True)
             if progress is None and elapsed > PROGRESS_AFTER_SECONDS and sys.stderr is not None and sys.stderr.isatty():
@@ -104,9 +108,10 @@ def _is_of_now(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> b
     return cursor.report.updated_ns >= host.given_ns(run, backend)
 
 
-def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: float) -> bool:
+def _is_over(host: Host, one: Awaited, started_ns: int, out_of_patience_ns: float, complete: list[Awaited]) -> bool:
     cursor = one.run.cursor(one.backend)
     if _is_complete(one, cursor):
+        complete.append(one)
         if cursor.closed:
             host.forget(one.run, one.backend)
         return True

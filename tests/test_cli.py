@@ -483,6 +483,26 @@ def test_doctor_asks_the_backends_and_hides_secrets(closed_port: int, monkeypatc
     assert "no backend is called 'nope'" in call("doctor", "--backend", "nope", code=1).out
 
 
+@pytest.mark.parametrize(
+    ("rank", "more", "state", "said"),
+    [
+        ("3", {}, "warning", "rank 3 of 8 (by RANK) records nothing: only rank 0 does (TRACKHUB_RANKS=all"),
+        ("0", {}, "ok", "rank 0 of 8 (by RANK): records, and no other rank does"),
+        ("3", {"TRACKHUB_RANKS": "all", "TRACKHUB_RUN_ID": "r"}, "ok", "all ranks record, into one run"),
+        ("3", {"TRACKHUB_RANKS": "all"}, "problem", "cannot agree on a run: set TRACKHUB_RUN_ID"),
+    ],
+)
+def test_doctor_says_what_a_rank_records(
+    rank: str, more: dict[str, str], state: str, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": "8", **more}.items():
+        monkeypatch.setenv(name, value)
+    plain = call("doctor", "--json", code=1 if state == "problem" else 0).json
+    (found,) = [finding for finding in plain["findings"] if finding["what"] == "rank"]
+    assert found["state"] == state
+    assert said in found["text"]
+
+
 def test_doctor_finds_a_directory_that_cannot_be_written(home: Path) -> None:
     (home / "file").write_text("", encoding="utf-8")
     assert "cannot be written" in call("doctor", "--dir", "file/runs", code=1).out

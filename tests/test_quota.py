@@ -15,7 +15,7 @@ from trackhub.delivery import Delivery
 from trackhub.errors import SettingsError
 from trackhub.prune import size_on_disk
 from trackhub.quota import Quota
-from trackhub.quota_note import quota_notes, quota_sentences
+from trackhub.room_note import room_notes, room_sentences
 from trackhub.records import ArtifactLogged, ImageLogged, MetricsLogged, ParamsLogged, RunEnded, TextLogged
 from trackhub.report import delivery_report
 from trackhub.rundir import RunDirectory
@@ -103,7 +103,7 @@ def test_the_limit_is_for_all_runs_of_the_directory(tmp_path: Path, monkeypatch:
             child.log_text("page", "x" * 600_000)
     assert kinds(tracker) == kinds(child) == [RunEnded]
     for one in (tracker, child):
-        assert [note.refused["text"].count for note in quota_notes(one.directory)] == [1]
+        assert [note.refused["text"].count for note in room_notes(one.directory)] == [1]
 
 
 def test_a_limit_that_is_none_is_refused_in_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +152,11 @@ def test_what_all_backends_have_is_freed_before_anything_is_refused(
     texts = texts_of(run)
     assert len(texts) == 12
     assert run.cursor("lines").report.delivered == {"artifacts": 12, "metrics": 12}
-    (note,) = quota_notes(run.path)
+    (note,) = room_notes(run.path)
     assert not note.refused
     assert note.freed_files >= 6
     assert note.freed_bytes > note.freed_files * 200_000
-    assert "were removed here; all backends have them" in quota_sentences(run.path)[0]
+    assert "were removed here; all backends have them" in room_sentences(run.path)[0]
     # Those that are left are the last ones.
     left = {path.name for path in run.blobs.iterdir()}
     assert left == {Path(text.file.path).name for text in texts[note.freed_files :]}
@@ -190,7 +190,7 @@ def test_runs_that_have_ended_and_arrived_make_room(tmp_path: Path, monkeypatch:
     assert len(texts_of(RunDirectory(tracker.directory))) == 1
     assert not list(done.blobs.iterdir())
     assert len(texts_of(done)) == 12
-    assert "12 files" in quota_sentences(done.path)[0]
+    assert "12 files" in room_sentences(done.path)[0]
 
 
 def test_the_directory_is_not_measured_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

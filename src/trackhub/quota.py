@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trackhub.cursor import NoteCount
 from trackhub.prune import free_blobs, remove, size_on_disk
-from trackhub.quota_note import QuotaNote, quota_notes, save_quota_note
+from trackhub.room_note import RoomNote, room_notes, save_room_note
 from trackhub.rundir import RunDirectory, runs_in
 
 MEASURE_SECONDS = 10.0
@@ -59,7 +59,7 @@ class Quota:
         self._used_bytes = 0
         self._due = 0.0
         self._blobs: deque[_Blob] = deque()
-        self._notes: dict[tuple[Path, str], QuotaNote] = {}
+        self._notes: dict[tuple[Path, str], RoomNote] = {}
         self._warned = False
         self._lock = threading.RLock()
 
@@ -83,7 +83,7 @@ class Quota:
             note = self._note(run, writer)
             count = note.refused.setdefault(kind, NoteCount())
             count.add(name, f"{size_bytes:,} bytes")
-            save_quota_note(run.path, writer, note)
+            save_room_note(run.path, writer, note)
         if count.count == 1:
             _log.warning(
                 "trackhub: run %s: %r is not recorded: %s takes %d bytes, and TRACKHUB_MAX_BYTES is %d. More %s that "
@@ -121,7 +121,7 @@ class Quota:
             if over:
                 note = self._note(run, writer)
                 note.over_bytes = max(note.over_bytes, self._used_bytes)
-                save_quota_note(run.path, writer, note)
+                save_room_note(run.path, writer, note)
             if over and not self._warned:
                 _log.warning(
                     "trackhub: %s takes %d bytes, more than TRACKHUB_MAX_BYTES (%d), and no copy of a file can be "
@@ -162,7 +162,7 @@ class Quota:
             note.freed_bytes += freed
         self._blobs.extendleft(reversed(kept))
         for (path, writer), note in self._notes.items():
-            save_quota_note(path, writer, note)
+            save_room_note(path, writer, note)
 
     def _free_of_ended_runs(self) -> None:
         for run in runs_in(self.root):
@@ -172,12 +172,12 @@ class Quota:
             if not files or not (freed := free_blobs(run)):
                 continue
             self._used_bytes -= freed
-            earlier = sum(note.freed_files for note in quota_notes(run.path))
-            note = QuotaNote(self.max_bytes, freed_files=files, freed_bytes=freed)
-            save_quota_note(run.path, f"ended-{earlier + files}-{os.getpid()}", note)
+            earlier = sum(note.freed_files for note in room_notes(run.path))
+            note = RoomNote(self.max_bytes, freed_files=files, freed_bytes=freed)
+            save_room_note(run.path, f"ended-{earlier + files}-{os.getpid()}", note)
 
-    def _note(self, run: RunDirectory, writer: str) -> QuotaNote:
-        return self._notes.setdefault((run.path, writer), QuotaNote(self.max_bytes))
+    def _note(self, run: RunDirectory, writer: str) -> RoomNote:
+        return self._notes.setdefault((run.path, writer), RoomNote(self.max_bytes))
 
 
 def _is_delivered(blob: _Blob) -> bool:

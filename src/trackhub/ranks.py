@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from trackhub.errors import SettingsError
 from trackhub.records import ParamsLogged, Record, TagsSet
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -136,6 +137,20 @@ def _mpi_job(environment: Mapping[str, str]) -> list[str] | None:
     # With the port of mpirun. What Open MPI 5 and Hydra say (a host and a process id) comes again in every container.
     uri = environment.get("OMPI_MCA_orte_hnp_uri")
     return ["openmpi", uri, environment.get("OMPI_MCA_ess_base_jobid", "")] if uri else None
+
+
+def check_agreement(place: Place) -> None:
+    """Check that all processes come to the same run without being given one.
+
+    Raises:
+        SettingsError: They cannot.
+    """
+    if place.job is None and place.count > 1:
+        raise SettingsError(
+            f"ranks = 'all', and this is rank {place.rank} of {place.count} (by {place.variable}), but nothing that "
+            "its launcher says is this job's alone, so the processes cannot agree on a run: set TRACKHUB_RUN_ID to the "
+            "same new value for all of them, such as the scheduler's job id, or pass init(run_id=...)"
+        )
 
 
 _begun: Counter[str] = Counter()

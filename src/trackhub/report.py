@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trackhub.cursor import Cursor
 from trackhub.journal import JournalReader
-from trackhub.quota_note import quota_sentences
+from trackhub.room_note import room_sentences
 from trackhub.rundir import RunDirectory
 
 SHOWN_CHILDREN = 5
@@ -132,14 +132,14 @@ class DeliveryReport:
         command: The command that delivers the rest.
         standings: One a backend.
         children: The reports of the run's child runs.
-        quota: What the disk quota did to the run, a sentence each.
+        room: What want of room did to the run, a sentence each.
     """
 
     run_id: str
     command: str
     standings: tuple[BackendStanding, ...]
     children: tuple[DeliveryReport, ...] = ()
-    quota: tuple[str, ...] = ()
+    room: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.complete
@@ -159,13 +159,13 @@ class DeliveryReport:
         """Whether there is anything that people should be told without asking."""
         return (
             not self.complete
-            or bool(self.quota)
+            or bool(self.room)
             or any(len(standing.sentences()) > 1 for standing in self.standings)
             or any(child.remarkable for child in self.children)
         )
 
     def _sentences(self) -> list[str]:
-        lines = [line for standing in self.standings for line in standing.sentences()] + list(self.quota)
+        lines = [line for standing in self.standings for line in standing.sentences()] + list(self.room)
         remarkable = [child for child in self.children if child.remarkable]
         for child in remarkable[:SHOWN_CHILDREN]:
             lines.extend(f"child run {child.run_id}: {line}" for line in child._sentences())
@@ -217,4 +217,4 @@ def delivery_report(
         standings.append(
             BackendStanding.of(run, name, cursor, run.remaining(cursor), ended=ended, arrived=name in arrived)
         )
-    return DeliveryReport(run.manifest.id, command, tuple(standings), tuple(children), tuple(quota_sentences(run.path)))
+    return DeliveryReport(run.manifest.id, command, tuple(standings), tuple(children), tuple(room_sentences(run.path)))

@@ -180,14 +180,8 @@ def _shared_run_id(loaded: settings.Loaded, place: ranks_module.Place | None, wo
         # What rank 0 starts inherits its variables. That is another run, as it would be without a launcher.
         root = working_directory / loaded.settings.dir
         return ranks_module.next_run_id(place, lambda run_id: RunDirectory(root / run_id).end()[0] == "running")
-    run_id = ranks_module.next_run_id(place)
-    if run_id is None and place.count > 1:
-        raise SettingsError(
-            f"ranks = 'all', and this is rank {place.rank} of {place.count} (by {place.variable}), but nothing that "
-            "its launcher says is this job's alone, so the processes cannot agree on a run: set TRACKHUB_RUN_ID to the "
-            "same new value for all of them, such as the scheduler's job id, or pass init(run_id=...)"
-        )
-    return run_id
+    ranks_module.check_agreement(place)
+    return ranks_module.next_run_id(place)
 
 
 def _create(

@@ -30,7 +30,7 @@ from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, 
 from trackhub.journal.skim import last_step
 from trackhub.lowering import KINDS
 from trackhub.plugins import find_backend
-from trackhub.quota_note import QuotaNote, save_quota_note
+from trackhub.room_note import RoomNote, save_room_note
 from trackhub.ranks import Place, own_name
 from trackhub.records import (
     ArtifactLogged,
@@ -93,7 +93,7 @@ class Tracker:
         self._journal: JournalWriter | None = None
         self._blobs: BlobStore | None = None
         self._quota: Quota | None = None
-        self._left_out = QuotaNote()
+        self._left_out = RoomNote()
         self._append_metrics: Callable[[Mapping[str, Any], int, int], None] = self._append_metrics_first_time
         self._earlier: active.ActiveRun | None = None
         self._end_mark: Mark | None = None
@@ -697,7 +697,7 @@ class Tracker:
 
     def _save_left_out(self) -> None:
         if self._run is not None and self._left_out.disk_full and self._journal is not None:
-            save_quota_note(self._run.path, f"{self._journal.writer:04d}-disk", self._left_out)
+            save_room_note(self._run.path, f"{self._journal.writer:04d}-disk", self._left_out)
 
     def _has_room(self, kind: type[Record], name: str, size_bytes: int) -> bool:
         quota, run = self._quota, self._run
@@ -763,7 +763,7 @@ class Tracker:
         self._journal = self._blobs = None
         self._role = "worker"
         self._children = []
-        self._left_out = QuotaNote()
+        self._left_out = RoomNote()
         self._step_lock = threading.Lock()
         self._writer_lock = threading.RLock()
         self._append_metrics = self._append_metrics_first_time

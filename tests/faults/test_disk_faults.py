@@ -199,7 +199,7 @@ def test_a_full_disk_stops_no_training_and_loses_no_metric(stage: Stage) -> None
         stage.wait_closed("tensorboard", run=run)
         assert scalars(run)["x"] == points(range(7000))
         assert run.cursor("tensorboard").closed_status == "finished"
-        assert all(any(one in line for line in delivery_report(run, "").quota) for one in told)
+        assert all(any(one in line for line in delivery_report(run, "").room) for one in told)
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 

@@ -1,4 +1,4 @@
-"""What `trackhub doctor` looks at: settings and their sources, the directory, and each backend's options and vendor.
+"""What `trackhub doctor` looks at: settings with their sources, directory, rank, each backend's options and vendor.
 
 Apart from the command line so that a test can read the findings. No secret gets into a finding.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from trackhub import plugins, processing, settings
+from trackhub import plugins, processing, ranks, settings
 from trackhub.cli.inventory import error_text
 from trackhub.errors import SettingsError
 from trackhub.redaction import HIDDEN, SECRET_WORDS, hide
@@ -90,6 +90,8 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
         text = ", ".join(value) if isinstance(value, tuple) else value
         diagnosis.settings.append(Value(name, _shown(name, text), loaded.sources[name]))
     diagnosis.findings.extend(_look_at_directory(Path.cwd() / chosen.dir))
+    if (place := ranks.detect(settings.environment())) is not None:
+        diagnosis.findings.append(_look_at_rank(place, chosen))
     names = list(dict.fromkeys(chosen.backends if backends is None else backends))
     # Each has its place now: they come back in any order.
     diagnosis.options.update({name: [] for name in names})
@@ -101,6 +103,22 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
             text = future.result() if raised is None else error_text(raised)
             diagnosis.findings.append(Finding(name, "ok" if raised is None else "problem", hide(text)))
     return diagnosis
+
+
+def _look_at_rank(place: ranks.Place, chosen: settings.Settings) -> Finding:
+    here = f"rank {place.rank} of {place.count} (by {place.variable})"
+    if chosen.ranks == "all":
+        try:
+            if chosen.run_id is None:
+                ranks.check_agreement(place)
+        except SettingsError as error:
+            return Finding("rank", "problem", str(error))
+        return Finding("rank", "ok", f"{here}: all ranks record, into one run")
+    if place.rank:
+        return Finding(
+            "rank", "warning", f"{here} records nothing: only rank 0 does (TRACKHUB_RANKS=all has all of them record)"
+        )
+    return Finding("rank", "ok", f"{here}: records, and no other rank does")
 
 
 def _look_at_backend(name: str, loaded: settings.Loaded, diagnosis: Diagnosis) -> str:

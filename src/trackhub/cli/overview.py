@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from trackhub.cursor import Cursor
 from trackhub.journal import writer_is_alive
 from trackhub.journal.skim import Skim, skim
-from trackhub.quota_note import quota_sentences
+from trackhub.room_note import room_sentences
 from trackhub.records import RunStatus
 from trackhub.report import BackendStanding, DeliveryReport
 from trackhub.rundir import Manifest, RunDirectory
@@ -57,7 +57,7 @@ class Overview:
 
     def report(self, command: str) -> DeliveryReport:
         """The delivery report, with the command that delivers the rest."""
-        return DeliveryReport(self.manifest.id, command, self.standings, quota=tuple(quota_sentences(self.run.path)))
+        return DeliveryReport(self.manifest.id, command, self.standings, room=tuple(room_sentences(self.run.path)))
 
 
 def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overview:

@@ -158,7 +158,7 @@ def plain_report(report: DeliveryReport) -> dict[str, Any]:
         "complete": report.complete,
         "command": None if report.complete else report.command,
         "backends": {standing.backend: plain_standing(standing) for standing in report.standings},
-        "sentences": [line for standing in report.standings for line in standing.sentences()] + list(report.quota),
+        "sentences": [line for standing in report.standings for line in standing.sentences()] + list(report.room),
     }
 
 

@@ -280,7 +280,7 @@ def print_report(printer: Printer, report: DeliveryReport, indent: int = 0) -> N
             printer.sentence(sentence, indent + 2, style="yellow")
         if standing.cursor.link:
             printer.line(f"{margin}  {standing.cursor.link}", style="blue")
-    for sentence in report.quota:
+    for sentence in report.room:
         printer.sentence(sentence, indent, style="yellow")
     if not report.complete:
         printer.line(f"{margin}deliver the rest with: {report.command}", style="bold")

@@ -1,6 +1,7 @@
-"""What was not recorded for want of room: `quota/<writer>.json` in the run directory, one for each writing process.
+"""What want of room did to a run: `room/<writer>.json` in its directory, one for each writing process.
 
-Apart from the quota because reports read it without one: on another machine, or after the limit was lifted.
+Apart from the quota because a full disk does the same, and because reports read it without a quota: on another machine,
+or after the limit was lifted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import msgspec
 from trackhub.cursor import NoteCount
 from trackhub.private import UntrustedFileError, make_directory, open_file, read_file
 
-_FOLDER = "quota"
+_FOLDER = "room"
 _MAX_NOTE_BYTES = 1 << 20
 
 
-class QuotaNote(msgspec.Struct):
-    """What became of a run's files under a quota.
+class RoomNote(msgspec.Struct):
+    """What became of a run's files where room was short.
 
     Args:
-        max_bytes: The limit.
+        max_bytes: The limit; 0 for none.
         refused: Kind of record -> how many were not recorded, with their names.
         freed_files: Snapshots that were removed because all backends had them.
         freed_bytes: What they took.
@@ -39,7 +40,7 @@ class QuotaNote(msgspec.Struct):
     disk_full: dict[str, NoteCount] = msgspec.field(default_factory=dict)
 
 
-def save_quota_note(run: Path, writer: str, note: QuotaNote) -> None:
+def save_room_note(run: Path, writer: str, note: RoomNote) -> None:
     """Write a note into a run directory; a disk that refuses is no further trouble."""
     with suppress(OSError):
         make_directory(run / _FOLDER)
@@ -49,18 +50,18 @@ def save_quota_note(run: Path, writer: str, note: QuotaNote) -> None:
         fresh.replace(fresh.with_suffix(".json"))
 
 
-def quota_notes(run: Path) -> Iterator[QuotaNote]:
+def room_notes(run: Path) -> Iterator[RoomNote]:
     """The notes in a run directory that can be read."""
     if (run / _FOLDER).is_symlink():
         return
     for path in sorted((run / _FOLDER).glob("*.json")):
         with suppress(FileNotFoundError, UntrustedFileError, ValueError, RecursionError):
-            yield msgspec.json.decode(read_file(path, _MAX_NOTE_BYTES), type=QuotaNote)
+            yield msgspec.json.decode(read_file(path, _MAX_NOTE_BYTES), type=RoomNote)
 
 
-def quota_sentences(run: Path) -> list[str]:
-    """What people should know of what the quota did to a run, a sentence each."""
-    notes = list(quota_notes(run))
+def room_sentences(run: Path) -> list[str]:
+    """What people should know of it, a sentence each."""
+    notes = list(room_notes(run))
     if not notes:
         return []
     limit = f"TRACKHUB_MAX_BYTES ({max(note.max_bytes for note in notes):,} bytes)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gc
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import example, given, settings
@@ -768,6 +770,31 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(bench: Bench) -> 
     bench.server.start()
     until_accepted(lambda: backend.write_metrics(points(range(3, 6))))
     assert [point.step for point in served.series("metrics/loss")] == list(range(6))
+
+
+def test_connections_made_anew_leave_no_sockets_behind(bench: Bench) -> None:
+    backend, _ = bench.open()
+    port = urlsplit(bench.server.url).port
+
+    def sockets() -> int:
+        """That somebody holds open, with the server at the other end."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(line[2].endswith(f":{port:04X}") and line[9] != "0" for line in lines)
+
+    held = []
+    # Whoever counts on the collector holds a few more after each outage.
+    gc.disable()
+    try:
+        for begin in range(3, 27, 3):
+            bench.server.stop()
+            with pytest.raises(BackendUnavailable):
+                backend.write_metrics(points(range(begin, begin + 3)))
+            bench.server.start()
+            until_accepted(lambda begin=begin: backend.write_metrics(points(range(begin, begin + 3))))
+            held.append(sockets())
+    finally:
+        gc.enable()
+    assert max(held[4:]) <= max(held[:4]) + 1, held
 
 
 def test_letting_go_of_a_dead_server_takes_no_time(bench: Bench) -> None:

@@ -39,8 +39,9 @@ _QUIET = {
 }
 _SENDERS = ("NeptuneAsyncOpProcessor", "trackhub-neptune")
 """Threads whose requests carry data, unlike pings."""
-_busy: WeakKeyDictionary[Any, list[float | None]] = WeakKeyDictionary()
-"""Session -> what the server answered last when it was asked too often: how long it asks to be left alone."""
+_bounded: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""Session -> the adapter that bounds its requests. The client shares a session between runs and connections, and an
+adapter that is replaced keeps its sockets open until it is collected."""
 _latecomers: dict[Path, list[tuple[threading.Thread, float]]] = {}
 """Run directory -> threads of clients that were cut off and may still have a request under way, and since when."""
 
@@ -253,24 +254,37 @@ class Connection:
         session = getattr(getattr(getattr(self.run, "_backend", None), "_http_client", None), "session", None)
         if session is None:
             return
-        from requests.adapters import HTTPAdapter
+        adapter = _bounded.get(session)
+        if adapter is None:
+            adapter = _bounded[session] = _bounded_adapter()
+            for scheme in ("http://", "https://"):
+                with suppress(AttributeError):
+                    session.mount(scheme, adapter)
+        adapter.timeout_seconds = self._timeout_seconds
+        self._busy = adapter.busy
 
-        # The client shares one session between runs.
-        self._busy = busy = _busy.setdefault(session, [])
-        timeout_seconds = self._timeout_seconds
 
-        class Bounded(HTTPAdapter):  # type: ignore[misc]
-            def send(self, request: Any, *arguments: Any, **named: Any) -> Any:
-                named["timeout"] = named.get("timeout") or timeout_seconds
-                response = super().send(request, *arguments, **named)
-                if response.status_code == 429 and threading.current_thread().name in _SENDERS:
-                    asked = response.headers.get("Retry-After", "").strip()
-                    busy.append(float(asked) if asked.isdecimal() else None)
-                return response
+def _bounded_adapter() -> Any:
+    from requests.adapters import HTTPAdapter
 
-        for scheme in ("http://", "https://"):
-            with suppress(AttributeError):
-                session.mount(scheme, Bounded())
+    class Bounded(HTTPAdapter):  # type: ignore[misc]
+        """With a timeout for all, and an ear for how long the server asks to be left alone."""
+
+        timeout_seconds = 0.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.busy: list[float | None] = []
+
+        def send(self, request: Any, *arguments: Any, **named: Any) -> Any:
+            named["timeout"] = named.get("timeout") or self.timeout_seconds
+            response = super().send(request, *arguments, **named)
+            if response.status_code == 429 and threading.current_thread().name in _SENDERS:
+                asked = response.headers.get("Retry-After", "").strip()
+                self.busy.append(float(asked) if asked.isdecimal() else None)
+            return response
+
+    return Bounded()
 
 
 def _consumers(run: Any) -> list[Any]:

@@ -15,9 +15,9 @@ from trackhub.delivery import Delivery
 from trackhub.errors import SettingsError
 from trackhub.prune import size_on_disk
 from trackhub.quota import Quota
-from trackhub.room_note import room_notes, room_sentences
 from trackhub.records import ArtifactLogged, ImageLogged, MetricsLogged, ParamsLogged, RunEnded, TextLogged
 from trackhub.report import delivery_report
+from trackhub.room_note import room_notes, room_sentences
 from trackhub.rundir import RunDirectory
 
 PNG = bytes.fromhex(

@@ -22,7 +22,7 @@ from trackhub import active, plain, plugins, processing, settings, termination
 from trackhub import ranks as ranks_module
 from trackhub._version import VERSION
 from trackhub.context import RunContext
-from trackhub.errors import NoActiveRunError, SettingsError, UnknownBackendError
+from trackhub.errors import NoActiveRunError, UnknownBackendError
 from trackhub.rundir import Manifest, RunDirectory, check_run_id, new_run_id
 from trackhub.tracker import Tracker
 

@@ -30,7 +30,6 @@ from trackhub.journal import JournalReader, JournalRecord, JournalWriter, Role, 
 from trackhub.journal.skim import last_step
 from trackhub.lowering import KINDS
 from trackhub.plugins import find_backend
-from trackhub.room_note import RoomNote, save_room_note
 from trackhub.ranks import Place, own_name
 from trackhub.records import (
     ArtifactLogged,
@@ -52,6 +51,7 @@ from trackhub.records import (
     TextLogged,
 )
 from trackhub.report import DeliveryReport, delivery_report
+from trackhub.room_note import RoomNote, save_room_note
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
 

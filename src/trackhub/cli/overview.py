@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from trackhub.cursor import Cursor
 from trackhub.journal import writer_is_alive
 from trackhub.journal.skim import Skim, skim
-from trackhub.room_note import room_sentences
 from trackhub.records import RunStatus
 from trackhub.report import BackendStanding, DeliveryReport
+from trackhub.room_note import room_sentences
 from trackhub.rundir import Manifest, RunDirectory
 
 

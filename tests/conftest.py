@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from stage import Stage, staged
+
+# How long an example takes on a busy machine says nothing.
+settings.register_profile("trackhub", deadline=None)
+settings.load_profile("trackhub")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def run_digits(directory: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "--epochs", "2", *arguments],
         cwd=directory,
-        env=variables,
+        env={**variables, "TRACKHUB_FINISH_TIMEOUT": "180"},
         capture_output=True,
         text=True,
         timeout=240,

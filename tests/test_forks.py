@@ -91,18 +91,21 @@ def test_children_go_on_logging_when_their_parent_is_killed(stage: Stage) -> Non
         import os, sys, time, trackhub
         tracker = trackhub.init(backends=["lines"])
         tracker.remote_id("lines", timeout=60)
-        children, parent = [], os.getpid()
+        children, parent, begun = [], os.getpid(), os.pipe()
         for number in range(4):
             child = os.fork()
             if child == 0:
                 for step in range(50):
                     tracker.log_metrics({f"c{number}": step}, step=step)
+                os.write(begun[1], b"1")
                 while os.getppid() == parent:
                     time.sleep(0.01)
                 for step in range(50, 100):
                     tracker.log_metrics({f"c{number}": step}, step=step)
                 os._exit(0)
             children.append(child)
+        for _ in children:
+            os.read(begun[0], 1)
         print(*children, flush=True)
         time.sleep(600)
         """
@@ -131,9 +134,11 @@ def test_forks_from_threads_in_the_middle_of_everything(stage: Stage) -> None:
                 step = 0
                 while not stop.is_set():
                     tracker.log_metrics({"busy": step}, step=step)
-                    tracker.log_text("text", "x" * random.randrange(5000))
-                    if step % 20 == 0:
-                        tracker.child("fold").finish()
+                    # Each is synced to disk in the end.
+                    if step < 300:
+                        tracker.log_text("text", "x" * random.randrange(5000))
+                        if step % 20 == 0:
+                            tracker.child("fold").finish()
                     step += 1
 
             def forking(number):

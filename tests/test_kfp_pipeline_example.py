@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -37,9 +38,11 @@ GOOD_ENOUGH = "kfp,mlflow"
 WEBHOOK_DOWN = "kfp"
 
 # MLflow, SQLAlchemy, kfp and what they import warn about each other; none of it is ours to mend.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+    # The first test waits for four pipelines.
+    pytest.mark.timeout(900),
+]
 
 
 class Webhook:
@@ -112,7 +115,7 @@ def run_example(*arguments: str, **variables: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKHUB_", "MLFLOW_"))}
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), *arguments],
-        env={**inherited, "MLFLOW_DISABLE_TELEMETRY": "true", **variables},
+        env={**inherited, "MLFLOW_DISABLE_TELEMETRY": "true", "TRACKHUB_FINISH_TIMEOUT": "180", **variables},
         capture_output=True,
         text=True,
         timeout=240,
@@ -125,13 +128,15 @@ def run_example(*arguments: str, **variables: str) -> str:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Ran]]:
     """Backends -> what became of the example with them."""
     sys.path.insert(0, str(Path(__file__).parent / "backends"))
-    from mlflow_server import free_port, running_server
+    from mlflow_server import running_server
 
     root = tmp_path_factory.mktemp("example")
     webhook = Webhook()
-    out_of_reach = f"http://127.0.0.1:{free_port()}"
     try:
-        with running_server(root) as server:
+        with running_server(root) as server, socket.socket() as taken:
+            # Nobody listens there, and nobody else gets the port.
+            taken.bind(("127.0.0.1", 0))
+            out_of_reach = f"http://127.0.0.1:{taken.getsockname()[1]}"
 
             def run(backends: str) -> Ran:
                 work = root / (backends.replace(",", "-") or "none")

@@ -148,15 +148,15 @@ def test_the_run_goes_on_until_the_last_rank_has_ended(stage: Stage) -> None:
     run = stage.run_directory()
     tell(ranks[0])
     # Its finish() waits for what it has logged, not for the others.
-    _, errors = ranks[0].communicate(timeout=30)
+    _, errors = ranks[0].communicate(timeout=60)
     assert (ranks[0].returncode, errors) == (0, "")
     assert run.end() == ("running", None)
     assert not run.cursor("lines").closed
     tell(ranks[2])
-    ranks[2].communicate(timeout=30)
+    ranks[2].communicate(timeout=60)
     assert run.end() == ("running", None)
     tell(ranks[1])
-    _, errors = ranks[1].communicate(timeout=30)
+    _, errors = ranks[1].communicate(timeout=60)
     # The last one waits until the run has ended at the backend, too.
     assert (ranks[1].returncode, errors) == (0, "")
     assert run.cursor("lines").closed_status == "finished"
@@ -278,6 +278,7 @@ def test_ranks_without_a_shared_file_system_make_one_remote_run(stage: Stage, se
     steps = 30
     code = TRAINING.format(backends=["mlflow"], steps=steps)
     environment = {**ALL, "TRACKHUB_MLFLOW_TRACKING_URI": server, "TRACKHUB_MLFLOW_EXPERIMENT": "apart"}
+    environment["TRACKHUB_FINISH_TIMEOUT"] = "180"
     ranks = []
     for rank in range(3):
         own = {**environment, **place(rank, 3), "LOCAL_RANK": "0", "TRACKHUB_DIR": str(stage.path / f"node{rank}")}
@@ -287,7 +288,7 @@ def test_ranks_without_a_shared_file_system_make_one_remote_run(stage: Stage, se
     for process in ranks:
         tell(process)
     for process in ranks:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=200)
         assert (process.returncode, errors) == (0, "")
     assert [RunDirectory(stage.path / f"node{rank}" / "shared").end()[0] for rank in range(3)] == ["finished"] * 3
     assert len(MlflowClient(server).search_experiments(filter_string="name = 'apart'")) == 1
@@ -345,13 +346,18 @@ def test_torchrun_starts_two_and_starts_them_again(stage: Stage, which: str) -> 
     script.write_text(
         textwrap.dedent(
             """
-            import os, time, trackhub
+            import os, pathlib, time, trackhub
+            logged = pathlib.Path("rank0-has-logged")
             attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
             with trackhub.init(backends=["tensorboard"]) as tracker:
                 tracker.log_metrics({"x": attempt}, step=attempt)
                 if attempt == 0:
                     if os.environ["RANK"] == "1":
+                        # It ends the other one, too.
+                        while not logged.exists():
+                            time.sleep(0.02)
                         raise RuntimeError("first attempt")
+                    logged.touch()
                     time.sleep(600)
             """
         ),

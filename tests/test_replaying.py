@@ -127,7 +127,7 @@ def test_a_copy_at_another_place_can_keep_the_id(stage: Stage) -> None:
 
 
 def test_a_copy_that_was_killed_is_gone_on_with_and_shows_everything_once(stage: Stage) -> None:
-    steps = 60_000
+    steps = 120_000
     run = recorded(stage, steps=steps)
     command = [COMMAND, "replay", "mine", "--to", "tensorboard", "--option", "logdir=other"]
     process = subprocess.Popen(

@@ -39,7 +39,8 @@ pytestmark = [
 ]
 
 TIMEOUT_SECONDS = 1.0
-PROMPTLY_SECONDS = 1.0
+PROMPTLY_SECONDS = 5.0
+STILL_THERE_SECONDS = 1.0
 # Scripts pause in short naps: CPython acts on a signal that comes right before a blocking call only after that call.
 SHORT = {"TRACKHUB_TERMINATION_TIMEOUT": str(TIMEOUT_SECONDS)}
 
@@ -148,13 +149,18 @@ def test_what_cannot_be_delivered_in_the_grace_is_named_with_the_command_that_de
             time.sleep(0.05)
         """,
         stderr=subprocess.PIPE,
-        environment=SHORT,
+        # Enough for a backend that works to be told the end.
+        environment={"TRACKHUB_TERMINATION_TIMEOUT": "5"},
     )
     said(process)
     wait_until(lambda: len(steps_shown(stage.lines)) == 51, "a backend that works to have it all")
+    wait_until(
+        lambda: next(run for run in stage.runs() if run.manifest.parent_id is None).cursor("unavailable").report.error,
+        "the other to have failed",
+    )
     told = time.monotonic()
     _, errors = end(process, signal.SIGTERM)
-    assert time.monotonic() - told < TIMEOUT_SECONDS + PROMPTLY_SECONDS
+    assert time.monotonic() - told < 5 + PROMPTLY_SECONDS
     assert process.returncode == -signal.SIGTERM
     assert ends_shown(stage.lines) == ["killed", "killed"]
     parent, child = sorted(stage.runs(), key=lambda run: run.manifest.parent_id is not None)
@@ -480,7 +486,7 @@ def test_a_second_sigterm_changes_nothing_and_ctrl_c_ends_the_wait(stage: Stage)
     wait_until(lambda: ends_shown(stage.lines), "the run to be ended")
     process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(PROMPTLY_SECONDS)
+        process.wait(STILL_THERE_SECONDS)
     _, errors = end(process, signal.SIGINT, within=PROMPTLY_SECONDS)
     assert process.returncode == -signal.SIGTERM
     assert "Traceback" not in errors
@@ -720,6 +726,8 @@ def test_all_runs_of_a_process_end_and_share_the_grace(stage: Stage) -> None:
     assert process.returncode == -signal.SIGTERM
     ends = {run.manifest.name: run.end()[0] for run in stage.runs()}
     assert ends == {"first": "killed", "second": "killed", "third": "killed", "kid": "killed", "done": "finished"}
+    # On a busy machine the grace may be over before; the delivery goes on.
+    wait_until(lambda: len(ends_shown(stage.lines)) == 4, "the backend that works to have been told all ends")
     assert sorted(ends_shown(stage.lines)) == ["finished", "killed", "killed", "killed"]
     assert sorted(steps_shown(stage.lines)) == [1, 2, 4]
     assert ("run first (" in errors, "run second (" in errors, "run third (" in errors) == (True, True, False)
@@ -979,6 +987,8 @@ def test_in_a_strict_pod_the_run_goes_to_a_temporary_directory_and_to_its_backen
     with container(pod.command(code, pod.work), pod.stage, pod.environment) as (process, first):
         line = process.stdout.readline()
         assert line == "logged\n", process.communicate(timeout=10)
+        shown = pod.volume / "lines.jsonl"
+        wait_until(lambda: len(steps_shown(shown)) == 101, "the backend that works to have all but the end")
         os.kill(first, signal.SIGTERM)
         _, errors = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 143, errors
@@ -1008,7 +1018,7 @@ def test_in_a_strict_pod_the_vendors_have_it_all_when_the_pod_ends(pod: Pod) -> 
             tracker.log_metrics({"x": step}, step=step)
         child.log_metrics({"x": 0.0}, step=0)
         tracker.log_text("note", "hello")
-        tracker.remote_id("mlflow"), child.remote_id("mlflow")
+        tracker.remote_id("mlflow", timeout=120), child.remote_id("mlflow", timeout=120)
         print("logged", flush=True)
         while True:
             time.sleep(0.05)

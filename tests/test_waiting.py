@@ -38,7 +38,7 @@ def test_a_wait_leaves_the_processor_to_the_delivery_however_much_there_is_to_lo
 
     monkeypatch.setattr(waiting, "time", Clock)
     used = time.process_time()
-    wait_for_deliveries(Host(), [Awaited(run, "far")], 3.0)
+    wait_for_deliveries(Host(), [Awaited(run, "far")], 8.0)
     used = time.process_time() - used
     # The last pause is cut short by the end of the wait. Without pauses in proportion they are a third of what is used.
     assert sum(pauses) > 1.5 * used

@@ -42,7 +42,8 @@ IDLE_POLL_SECONDS = 1.0
 PARENT_POLL_SECONDS = 0.2
 PARENT_PATIENCE_SECONDS = 5.0
 CLAIM_POLL_SECONDS = 0.5
-HAND_OVER_SECONDS = 5.0
+HAND_OVER_SECONDS = 30.0
+"""Long enough for another process to start on a busy machine and take over."""
 MAX_REJECTED_EXAMPLES = 5
 STILL_SHOWN = "superseded and still shown"
 MAX_DAMAGED_EXAMPLES = 100
@@ -212,7 +213,9 @@ class Delivery:
             return False
         self._cursor = self._cursor_file.load()
         self._cursor.report.version = self.version
-        self._cursor.report.suspended = None
+        report = self._cursor.report
+        # Of the delivery before this one, which has yet to find out for itself.
+        report.suspended = report.error = report.error_since_ns = None
         self._claimed = True
         return True
 

@@ -84,7 +84,7 @@ class BackendStanding:
         if report.suspended:
             why = f"because the {report.failed_part} failed: {report.suspended}"
             lines.append(f"{self.backend}: delivery gave up {why}")
-        elif report.error:
+        elif report.error and not self.complete:
             lines.append(f"{self.backend}: not available: {report.error}")
         elif not self.complete:
             lines += self._what_is_wrong()

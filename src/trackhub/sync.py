@@ -21,7 +21,7 @@ from trackhub.host import Host
 from trackhub.journal import JournalReader, writer_is_alive
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import RunDirectory, runs_in
-from trackhub.waiting import Awaited, wait_for_deliveries
+from trackhub.waiting import Awaited, backends_complete, wait_for_deliveries
 
 STOP_SECONDS = 10.0
 FOLLOW_INTERVAL_SECONDS = 1.0
@@ -135,10 +135,10 @@ def sync(
         for run, name in work:
             host.deliver(run, {name: options[run.path, name]})
         awaited = [Awaited(run, name) for run, name in work]
-        wait_for_deliveries(host, awaited, timeout_seconds, patience_seconds)
+        arrived = wait_for_deliveries(host, awaited, timeout_seconds, patience_seconds)
     finally:
         host.stop(STOP_SECONDS)
-    return [delivery_report(run, f"trackhub sync {run.path}", to) for run in family]
+    return [_report(run, to, arrived) for run in family]
 
 
 def follow(
@@ -174,10 +174,15 @@ def follow(
                 break
             time.sleep(FOLLOW_INTERVAL_SECONDS)
         kept = [one for one in taken.values() if one.run.exists]
-        wait_for_deliveries(host, [Awaited(one.run, name) for one in kept for name in one.backends(to)], grace_seconds)
+        awaited = [Awaited(one.run, name) for one in kept for name in one.backends(to)]
+        arrived = wait_for_deliveries(host, awaited, grace_seconds)
     finally:
         host.stop(STOP_SECONDS)
-    return [delivery_report(one.run, f"trackhub sync {one.run.path}", to) for one in kept]
+    return [_report(one.run, to, arrived) for one in kept]
+
+
+def _report(run: RunDirectory, to: Sequence[str] | None, arrived: Sequence[Awaited]) -> DeliveryReport:
+    return delivery_report(run, f"trackhub sync {run.path}", to, arrived=backends_complete(run, arrived))
 
 
 @dataclass

@@ -53,7 +53,7 @@ from trackhub.records import (
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.room_note import RoomNote, save_room_note
 from trackhub.rundir import Manifest, RunDirectory, new_run_id
-from trackhub.waiting import POLL_SECONDS, Awaited, Mark, has_given_up, wait_for_deliveries
+from trackhub.waiting import POLL_SECONDS, Awaited, Mark, backends_complete, has_given_up, wait_for_deliveries
 
 if TYPE_CHECKING:
     from trackhub.quota import Quota
@@ -590,7 +590,7 @@ class Tracker:
         ]
         root = run.path.parent
         elsewhere = "" if root == _default_root() else f" --dir {shlex.quote(str(root))}"
-        here = [one.backend for one in arrived if one.run is run]
+        here = backends_complete(run, arrived)
         return delivery_report(run, f"trackhub sync {self.id}{elsewhere}", self._options, children, here)
 
     # --- the journal of this process

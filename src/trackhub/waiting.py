@@ -98,6 +98,11 @@ def wait_for_deliveries(
             time.sleep(min(max(pause, min(elapsed / 20, LAST_POLL_SECONDS)), left))
 
 
+def backends_complete(run: RunDirectory, complete: Iterable[Awaited]) -> list[str]:
+    """The backends of a run among what `wait_for_deliveries` gave back."""
+    return [one.backend for one in complete if one.run is run]
+
+
 def has_given_up(host: Host, run: RunDirectory, backend: str, cursor: Cursor) -> bool:
     """Whether the delivery was suspended, and not before the host was last told to have the run delivered."""
     return cursor.report.suspended is not None and _is_of_now(host, run, backend, cursor)

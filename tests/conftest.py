@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from priority import hurried_deliveries
 from stage import Stage, staged
 
 # How long an example takes on a busy machine says nothing.
@@ -17,6 +18,12 @@ settings.load_profile("trackhub")
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with staged(tmp_path) as one:
         yield one
+
+
+@pytest.fixture(autouse=True, scope="module")
+def deliveries_are_hurried() -> Iterator[None]:
+    with hurried_deliveries():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,39 @@ def test_one_process_at_a_time_delivers_until_it_lets_go_or_dies(tmp_path: Path)
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
         other.kill()
+
+
+@pytest.mark.parametrize("hands_over", [True, False])
+def test_only_who_hands_over_is_asked_to(tmp_path: Path, hands_over: bool) -> None:
+    """A signal would end whoever else has the cursor: a training that frees disk, or another sync."""
+    code = f"""
+        import os, pathlib, signal, sys
+        from trackhub.cursor import CursorFile
+        cursor_file = CursorFile(pathlib.Path({str(tmp_path)!r}), "far")
+        if {hands_over}:
+            def hand_over(*_):
+                cursor_file.release()
+                os.write(1, b"handed over\\n")
+            signal.signal(signal.SIGUSR1, hand_over)
+        assert cursor_file.claim(hands_over={hands_over})
+        print(os.getpid(), flush=True)
+        sys.stdin.readline()
+        """
+    cursor_file = CursorFile(tmp_path, "far")
+    with subprocess.Popen(
+        python_command(textwrap.dedent(code)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        holder = int(process.stdout.readline())
+        assert cursor_file.holder() == holder
+        cursor_file.ask_to_hand_over()
+        if hands_over:
+            assert process.stdout.readline() == "handed over\n"
+        assert cursor_file.is_claimed is not hands_over
+        out, _ = process.communicate("\n", timeout=60)
+        assert (out, process.returncode) == ("", 0)
+    cursor_file.ask_to_hand_over()
+    assert not cursor_file.is_claimed
 
 
 def test_asking_who_holds_a_cursor_does_not_let_go_of_it(tmp_path: Path) -> None:

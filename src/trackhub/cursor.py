@@ -7,6 +7,7 @@ atomic rename, so a reader sees either the old state or the new one.
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ class Cursor(msgspec.Struct):
         return place is not None and tuple(place) >= (segment, offset)
 
 
+_HANDS_OVER = " hands over"
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Cursor).decode
 
@@ -173,8 +176,12 @@ class CursorFile:
             os.close(descriptor)
         fresh.replace(self.path)
 
-    def claim(self) -> bool:
-        """Become the one process that delivers this run to this backend; False while another one is."""
+    def claim(self, *, hands_over: bool = False) -> bool:
+        """Become the one process that delivers this run to this backend; False while another one is.
+
+        Args:
+            hands_over: Whether this process lets go on SIGUSR1, which ends others.
+        """
         if self._lock is not None:
             return True
         make_directory(self._lock_path.parent, parents=True)
@@ -189,7 +196,7 @@ class CursorFile:
             os.close(descriptor)
             raise
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()}{_HANDS_OVER if hands_over else ''}".encode(), 0)
         self._lock = descriptor
         return True
 
@@ -224,5 +231,19 @@ class CursorFile:
     def holder(self) -> int | None:
         """The process that wrote its id when it last claimed this cursor, for messages."""
         with suppress(OSError, ValueError):
-            return int(read_file(self._lock_path, 32))
+            return int(self._claimant().removesuffix(_HANDS_OVER))
         return None
+
+    def ask_to_hand_over(self) -> None:
+        """Have a delivery process that makes no progress let go of the run; one that makes progress keeps it."""
+        if self.claim():
+            self.release()
+            return
+        # Read only now: whoever was there before may be gone, and its id another's.
+        holder = self.holder()
+        if holder is not None and holder != os.getpid() and self._claimant().endswith(_HANDS_OVER):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(holder, signal.SIGUSR1)
+
+    def _claimant(self) -> str:
+        return read_file(self._lock_path, 32).decode("ascii")

@@ -115,6 +115,7 @@ class Delivery:
         clock: Seconds on a clock that does not jump.
         lasting: Whether what the backend has been given outlives this process. If not, nobody goes on from the saved
             cursor, and it is saved only for those who look on.
+        hands_over: Whether this process calls `hand_over` on SIGUSR1.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Delivery:
         clock: Callable[[], float] = time.monotonic,
         *,
         lasting: bool = True,
+        hands_over: bool = False,
     ) -> None:
         self.run = run
         self.name = name
@@ -134,6 +136,7 @@ class Delivery:
         self.version = version or name
         self._clock = clock
         self._lasting = lasting
+        self._hands_over = hands_over
         self._reader = JournalReader(run.journal)
         self._attempts = Attempts(run.journal)
         self._cursor_file = run.cursor_file(name)
@@ -209,7 +212,7 @@ class Delivery:
         """Become the one delivery of this run to this backend, as `pump` does; False while there is another."""
         if self._claimed:
             return True
-        if not self._cursor_file.claim():
+        if not self._cursor_file.claim(hands_over=self._hands_over):
             return False
         self._cursor = self._cursor_file.load()
         self._cursor.report.version = self.version

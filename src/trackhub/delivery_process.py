@@ -166,7 +166,7 @@ class DeliveryServer:
         if self._options.get(path) != options:
             if path in self._deliveries:
                 self._drop([path])
-            delivery = Delivery(RunDirectory(Path(path)), self._name, make_backend)
+            delivery = Delivery(RunDirectory(Path(path)), self._name, make_backend, hands_over=True)
             self._deliveries[path], self._options[path] = delivery, options
         self._due[path] = 0.0
 

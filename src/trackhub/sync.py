@@ -6,9 +6,6 @@ same processes, told of the same run directories.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,7 +125,7 @@ def sync(
                 on_problem(f"run {run.manifest.id} cannot be delivered to {name}: {error}")
     # What another process tries in vain to deliver is ours to try now.
     for run, name in work:
-        _ask_to_hand_over(run, name)
+        run.cursor_file(name).ask_to_hand_over()
     # Not the host of this process: that one may be delivering runs that go on.
     host = Host()
     try:
@@ -245,14 +242,3 @@ def _is_being_written(run: RunDirectory) -> bool:
         return any(writer_is_alive(run.journal, writer) for writer in reader.segments())
     finally:
         reader.close()
-
-
-def _ask_to_hand_over(run: RunDirectory, backend: str) -> None:
-    """Have a delivery process that is backing off let go of the run; one that makes progress keeps it."""
-    cursor_file = run.cursor_file(backend)
-    holder = cursor_file.holder()
-    if cursor_file.claim():
-        cursor_file.release()
-    elif holder is not None and holder != os.getpid():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(holder, signal.SIGUSR1)

@@ -37,10 +37,7 @@ BACKENDS = ("mlflow", "tensorboard", "neptune")
 
 TRAINING = """
 import json, os, sys
-import trackhub, trackhub.host
-
-# Nothing trains here that the delivery would have to leave the processor to.
-trackhub.host.NICENESS = 0
+import trackhub
 
 given = json.loads(sys.argv[1])
 tracker = trackhub.init(
@@ -59,11 +56,10 @@ tracker.finish()
 """
 
 REPLAY = """
-import pathlib, trackhub.host
+import pathlib
 from trackhub.rundir import RunDirectory
 from trackhub.sync import sync
 
-trackhub.host.NICENESS = 0
 [report] = sync([RunDirectory(pathlib.Path("hub/the-run"))], ["mlflow", "tensorboard"])
 assert report, report
 """

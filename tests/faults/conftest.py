@@ -6,14 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from priority import hurried_deliveries
 from real_servers import REQUIRED_VARIABLE, MlflowOnPostgres, NotInstalled, running_everything
-
-
-@pytest.fixture(autouse=True, scope="module")
-def deliveries_are_hurried() -> Iterator[None]:
-    with hurried_deliveries():
-        yield
 
 
 @pytest.fixture(scope="session")

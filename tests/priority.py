@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_MARK = "TESTS_OF_FAULTS"
+_MARK = "DELIVERIES_HURRIED_BY"
 INTERVAL_SECONDS = 0.5
 
 

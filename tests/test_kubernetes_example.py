@@ -20,7 +20,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from backends.mlflow_server import free_port, wait_for
+from backends.mlflow_server import wait_for
+from ports import free_port
 from stage import delivery_processes, records_of, said, wait_until
 
 from trackhub.records import MetricsLogged

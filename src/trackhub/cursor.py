@@ -121,7 +121,14 @@ class Cursor(msgspec.Struct):
         return place is not None and tuple(place) >= (segment, offset)
 
 
-_HANDS_OVER = " hands over"
+def _hands_over_here() -> str:
+    """Of a process that hands over: the machine and the container whose process ids it is known by."""
+    try:
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        space = 0
+    return f" hands over at {os.uname().nodename} {space}"
+
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Cursor).decode
@@ -196,7 +203,7 @@ class CursorFile:
             os.close(descriptor)
             raise
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}{_HANDS_OVER if hands_over else ''}".encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()}{_hands_over_here() if hands_over else ''}".encode(), 0)
         self._lock = descriptor
         return True
 
@@ -230,9 +237,7 @@ class CursorFile:
 
     def holder(self) -> int | None:
         """The process that wrote its id when it last claimed this cursor, for messages."""
-        with suppress(OSError, ValueError):
-            return int(self._claimant().removesuffix(_HANDS_OVER))
-        return None
+        return self._claimant()[0]
 
     def ask_to_hand_over(self) -> None:
         """Have a delivery process that makes no progress let go of the run; one that makes progress keeps it."""
@@ -240,10 +245,14 @@ class CursorFile:
             self.release()
             return
         # Read only now: whoever was there before may be gone, and its id another's.
-        holder = self.holder()
-        if holder is not None and holder != os.getpid() and self._claimant().endswith(_HANDS_OVER):
+        holder, where = self._claimant()
+        if holder is not None and holder != os.getpid() and where == _hands_over_here():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(holder, signal.SIGUSR1)
 
-    def _claimant(self) -> str:
-        return read_file(self._lock_path, 32).decode("ascii")
+    def _claimant(self) -> tuple[int | None, str]:
+        """The process that claimed last and, if it hands over, where it can be told to."""
+        with suppress(OSError, ValueError):
+            process, space, where = read_file(self._lock_path, 256).decode().partition(" ")
+            return int(process), space + where
+        return None, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
-import random
+import signal
 import socket
 import subprocess
 import sys
@@ -16,14 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def free_port() -> int:
-    """A port for a server that takes seconds to start: below those that connections are given meanwhile."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
+from ports import free_port
 
 
 @contextlib.contextmanager
@@ -45,13 +38,19 @@ def running_server(directory: Path) -> Iterator[str]:
         env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=log,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         wait_for(url, server, directory / "server.log")
         yield url
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            # Its workers, too, or they would keep the port.
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
         log.close()
 
 

@@ -50,6 +50,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from ports import free_port
+
 WORKSPACE = "people"
 SECRET = "a-very-secret-api-key"
 _MAX_STRING = 16384
@@ -192,7 +194,7 @@ class NeptuneServer:
         self._healed = threading.Event()
         self._lock = threading.RLock()
         self.websockets: set[socket.socket] = set()
-        self._port = 0
+        self._port = free_port()
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
 
@@ -243,7 +245,6 @@ class NeptuneServer:
     def start(self) -> None:
         """Listen, at the same port as before."""
         self._listener = _Listener(("127.0.0.1", self._port), self)
-        self._port = self._listener.server_address[1]
         self._thread = threading.Thread(
             target=self._listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )

@@ -987,19 +987,20 @@ def test_a_second_run_in_the_same_component_is_said(component: Component, bench:
 
 def test_ten_thousand_steps_are_shown_in_little_time(component: Component, bench: Bench) -> None:
     points = [metrics(step, **{f"m{k}": math.sin(step / 500 + k) for k in range(5)}) for step in range(10_000)]
-    seconds: list[float] = []
+    seconds: dict[int, list[float]] = {1_000: [], 10_000: []}
 
     def body(_: Any) -> None:
         for _ in range(5):
-            backend = bench.open()
-            start = time.process_time()
-            backend.write_metrics(points)
-            backend.close("finished")
-            seconds.append(time.process_time() - start)
+            for count, taken in seconds.items():
+                backend = bench.open()
+                start = time.process_time()
+                backend.write_metrics(points[:count])
+                backend.close("finished")
+                taken.append(time.process_time() - start)
 
     component.run(body)
-    # 25 ms where this was written; the bound is for machines that are busy with other things.
-    assert min(seconds) < 0.1
+    # In proportion, or in less: a page has only so many points.
+    assert min(seconds[10_000]) < 20 * min(seconds[1_000])
 
 
 # --- the context

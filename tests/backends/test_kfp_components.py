@@ -250,8 +250,8 @@ def test_of_several_runs_in_a_component_the_last_is_shown_and_the_others_are_nam
     runs = by_name(stage)
     assert {name: run.end()[0] for name, run in runs.items()} == {"warm-up": "finished", "real": "finished"}
     assert notes(runs["real"])["one of several runs"].count == 1
-    assert stage.is_closed("lines", runs["warm-up"])
-    assert stage.is_closed("lines", runs["real"])
+    stage.wait_closed("lines", run=runs["warm-up"])
+    stage.wait_closed("lines", run=runs["real"])
 
 
 def test_child_runs_are_shown_in_tables_of_their_parent(stage: Stage) -> None:
@@ -339,6 +339,7 @@ def test_a_retry_goes_on_with_the_same_run_in_the_journal_and_in_mlflow(stage: S
     assert task.metadata["metrics"] == {"loss": 1 / 6}
     assert [line["step"] for line in task.history] == list(range(6))
 
+    stage.wait_closed("mlflow", run=run)
     client = MlflowClient(database)
     (found,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert found.info.run_name == "train"
@@ -446,6 +447,7 @@ def test_where_the_function_does_not_return_kfp_has_nothing_and_the_others_have_
     task.run("kfp,mlflow,tensorboard", exit_code=exit_code, **variables)
 
     assert not task.has_output
+    stage.wait_closed("mlflow", "tensorboard")
     run = stage.run_directory()
     ended, record = run.end()
     assert (ended, record.error if record else None) == (status, error)
@@ -564,6 +566,8 @@ def test_in_a_run_that_kfp_has_made_nothing_collides_with_what_kfp_logs(stage: S
         pod = {"MLFLOW_RUN_ID": made, "MLFLOW_TRACKING_URI": url, "MLFLOW_EXPERIMENT_ID": experiment}
         task.run("kfp,mlflow", **pod)
 
+        for run in stage.runs():
+            stage.wait_closed("mlflow", run=run)
         found = client.get_run(made)
         assert found.info.status == "RUNNING", "whoever made it ends it"
         assert found.info.run_name == "train-task"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import free_port, running_server
+from mlflow_server import running_server
+from ports import free_port
 
 from trackhub import OpenedRun
 from trackhub.backends.mlflow import MlflowBackend

@@ -6,7 +6,7 @@
         proxy.fail("drip")                                      # answers byte by byte
         proxy.fail("status", status=429, headers={"Retry-After": "1"})
         proxy.fail("lose_answer", only="/runs/create", times=1) # the server does it, nobody hears of it
-        proxy.fail("late", only="/runs/create", times=1, seconds=3)  # the server does it when the client has given up
+        proxy.fail("late", only="/runs/create", times=1, seconds=3)  # the server does it after the next attempt
         proxy.heal()
 
 What waits in a black hole is dropped when it is healed, and what drips is sent at once.
@@ -27,8 +27,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from ports import free_port
+
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
-_DRIP_SECONDS = 0.5
+_DRIP_SECONDS = 0.2
+_LATEST_SECONDS = 60.0
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Fault:
         kind: See the module.
         only: What the path has in it of requests that it happens to.
         times: How often; None for until it is healed.
-        seconds: How late.
+        seconds: How long the client is kept waiting before its connection is closed.
     """
 
     kind: str
@@ -66,9 +69,10 @@ class FaultyProxy:
         self.met: Counter[str] = Counter()
         """How often a fault has happened, by its kind and what it happens to: `lose_answer /runs/create`."""
         self.healed = threading.Event()
+        self._answered: Counter[str] = Counter()
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._port = 0
+        self._port = free_port()
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
         self._late: list[threading.Thread] = []
@@ -94,7 +98,6 @@ class FaultyProxy:
     def start(self) -> None:
         """Listen, at the same port as before."""
         self._listener = _Listener(("127.0.0.1", self._port), self)
-        self._port = self._listener.server_address[1]
         self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
@@ -133,12 +136,20 @@ class FaultyProxy:
         finally:
             connection.close()
 
-    def forward_late(self, seconds: float, *request: Any) -> None:
-        """Have the real server do something that nobody waits for any more."""
+    def note_answered(self, path: str) -> None:
+        """A request has been answered."""
+        with self._lock:
+            self._answered[path] += 1
+
+    def forward_late(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        """Have the real server do something that nobody waits for any more: it has been done at the next attempt."""
+        before = self._answered[path]
 
         def send() -> None:
-            time.sleep(seconds)
-            self.forward(*request)
+            until = time.monotonic() + _LATEST_SECONDS
+            while self._answered[path] == before and time.monotonic() < until:
+                time.sleep(0.02)
+            self.forward(method, path, headers, body)
 
         self._late.append(threading.Thread(target=send))
         self._late[-1].start()
@@ -196,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
                 proxy.healed.wait()
                 self.close_connection = True
             case "late":
-                proxy.forward_late(fault.seconds, *request)
+                proxy.forward_late(*request)
                 proxy.healed.wait(fault.seconds)
                 self.close_connection = True
             case "lose_answer":
@@ -208,6 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(*proxy.forward(*request), slowly=True)
             case _:
                 self._send(*proxy.forward(*request))
+                proxy.note_answered(self.path)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _respond  # noqa: N815
 

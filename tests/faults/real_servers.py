@@ -24,7 +24,8 @@ from stage import wait_until
 
 sys.path.append(str(Path(__file__).parents[1] / "backends"))
 
-from mlflow_server import free_port, wait_for
+from mlflow_server import wait_for
+from ports import free_port
 
 REQUIRED_VARIABLE = "TRACKHUB_TEST_SERVERS"
 """With the value `required`, a server that cannot be started is a failure and no reason to skip."""
@@ -69,7 +70,9 @@ def unprivileged_user() -> str | None:
 def running(command: list[str], log: Path, *, stop_signal: int = signal.SIGTERM, **options: Any) -> Iterator[Any]:
     """A server process; it is ended by its id."""
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **options)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
+        )
     try:
         yield process
     finally:
@@ -77,7 +80,8 @@ def running(command: list[str], log: Path, *, stop_signal: int = signal.SIGTERM,
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # What it has started, too, or that would keep the port.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -64,7 +64,7 @@ def test_finish_keeps_its_timeout_and_the_printed_command_completes_the_run(
         served = replace(mlflow_on_postgres, url=proxy.url)
         stage.environment |= {
             **environment(served, neptune),
-            "TRACKHUB_MLFLOW_REQUEST_TIMEOUT_SECONDS": "1",
+            "TRACKHUB_MLFLOW_REQUEST_TIMEOUT_SECONDS": "2",
             "TRACKHUB_TENSORBOARD_LOGDIR": str(logdir),
         }
         if how == "refused":
@@ -90,7 +90,7 @@ def test_finish_keeps_its_timeout_and_the_printed_command_completes_the_run(
         started = time.monotonic()
         report = process.stdout.read()
         assert process.wait(30) == 0
-        assert longest < 0.5
+        assert longest < 1.5
         assert finish < TIMEOUT_SECONDS + SLACK_SECONDS
         # The end of the process does not wait for what has been given up.
         assert time.monotonic() - started < SLACK_SECONDS + TIMEOUT_SECONDS

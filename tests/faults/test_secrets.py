@@ -11,8 +11,8 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,11 @@ def tried(cursor: Cursor) -> bool:
     return bool(cursor.link or cursor.report.error or cursor.report.suspended or cursor.report.rejected)
 
 
+def is_open(cursor: Cursor) -> bool:
+    """Whether the vendor has opened the run."""
+    return bool(cursor.link)
+
+
 class Hideout:
     """A stage with a home of its own, where a training runs with secrets and everything it leaves is searched.
 
@@ -148,16 +153,16 @@ class Hideout:
             self.told.add(file)
         return {}
 
-    def run(self, backends: list[str], arguments: dict[str, Any]) -> None:
-        """Train, look at all processes meanwhile, and then ask every command."""
+    def run(self, backends: list[str], arguments: dict[str, Any], *, until: Callable[[Cursor], bool] = tried) -> None:
+        """Train until the backends have been tried, look at all processes meanwhile, and then ask every command."""
         work = self.stage.path / "work"
         process = self.stage.start(SCRIPT, cwd=work, stderr=subprocess.PIPE)
         tell(process, json.dumps({"backends": backends, **arguments}))
         assert said(process) == "logged"
         run = self.stage.run_directory()
         for name in backends:
-            wait_until(lambda name=name: tried(run.cursor(name)), f"{name} to have been tried", 180)
-        listed = b"".join(path.read_bytes() for path in self._command_lines())
+            wait_until(lambda name=name: until(run.cursor(name)), f"{name} to have been tried", 180)
+        listed = b"".join(self._command_lines())
         assert b"trackhub.delivery_process" in listed
         out, err = process.communicate("go on\n", timeout=120)
         assert "the training fails" in err, err
@@ -184,16 +189,15 @@ class Hideout:
             assert done.returncode in (0, 1), (command, done.stderr)
             self.printed += f"\n# {command}\n{done.stdout}{done.stderr}"
 
-    def _command_lines(self) -> Iterator[Path]:
+    def _command_lines(self) -> Iterator[bytes]:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                path.read_bytes()
-            except OSError:
-                continue
-            yield path
+            with suppress(OSError):
+                yield path.read_bytes()
 
     def search(self) -> None:
         """Find the canaries, wherever they are."""
+        # Nobody writes any more.
+        self.stage.end_all()
         found = [f"printed, {what}" for what, canary in CANARIES.items() if canary in self.printed]
         for path in self.stage.path.rglob("*"):
             if path.is_file() and path not in self.told and "server" not in path.parts:
@@ -272,7 +276,7 @@ def test_an_api_token_of_neptune_is_nowhere(door: str, state: str, hideout: Hide
         token = started.api_token if state == "up" else base64.b64encode(json.dumps(content).encode()).decode()
         arguments = hideout.give("neptune", "api_token", "NEPTUNE_API_TOKEN", token, door)
         hideout.stage.environment["NEPTUNE_PROJECT"] = project
-        hideout.run(["neptune"], arguments)
+        hideout.run(["neptune"], arguments, until=is_open if state == "up" else tried)
         if state == "up":
             assert started.count["exchangeApiToken"], hideout.log[-3000:]
     assert token not in hideout.printed

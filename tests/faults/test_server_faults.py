@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import trustme
 from faulty_proxy import faulty_proxy
-from real_servers import MlflowOnPostgres, free_port, running_mlflow
+from ports import free_port
+from real_servers import MlflowOnPostgres, running_mlflow
 from stage import Stage, said, staged, tell, wait_until
 from three_backends import run_printed_command
 
@@ -27,13 +28,13 @@ from trackhub.report import delivery_report
 STEPS = 300
 FINISH_SECONDS = 2.0
 SLACK_SECONDS = 1.0
-ATTEMPT_SECONDS = 1
+ATTEMPT_SECONDS = 2
 
 TRAINING = f"""
 import sys, time, trackhub
 tracker = trackhub.init(name="faults", backends=["mlflow"], params={{"lr": 0.1}})
 if sys.argv[1] == "middle":
-    tracker.remote_id("mlflow")
+    tracker.remote_id("mlflow", timeout=120)
     print("open", flush=True)
     sys.stdin.readline()
 longest = 0.0
@@ -135,8 +136,8 @@ def outcome(process: Any) -> Outcome:
 
 
 def expect_undisturbed(found: Outcome) -> None:
-    # Calls take microseconds; what none may do is wait for the server, which takes a second to be given up.
-    assert found.longest_call_seconds < 0.5
+    # Calls take microseconds; what none may do is wait for the server.
+    assert found.longest_call_seconds < 0.75 * ATTEMPT_SECONDS
     assert found.finish_seconds < FINISH_SECONDS + SLACK_SECONDS
 
 

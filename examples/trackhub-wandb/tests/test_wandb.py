@@ -103,15 +103,17 @@ def until_taken(write: Callable[[], None]) -> None:
 def test_when_its_process_hangs_the_call_comes_back(what: str, tmp_path: Path) -> None:
     """And the process that hung is gone, not left behind."""
     subject = TestWandb()
-    run = subject.rehearse(tmp_path, options={**subject.options(tmp_path), "timeout_seconds": 2})
+    run = subject.rehearse(tmp_path)
     logged = [samples.metrics(step, loss=0.5) for step in range(50)]
     with run.opened() as (backend, opened):
         hung = service()
+        patient, backend.options = backend.options, backend.options.model_copy(update={"timeout_seconds": 2})
         os.kill(hung, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(BackendUnavailable, match=r"did not answer in 2 s|is gone"):
             backend.write_metrics(logged) if what == "write" else backend.close("finished")
         assert time.monotonic() - began < 15
+        backend.options = patient
         assert not Path(f"/proc/{hung}").exists()
         backend.write_metrics(logged)
         backend.close("finished")

@@ -250,7 +250,7 @@ class Connection:
             self._stopping.start()
 
     def _bound_requests(self) -> None:
-        """Give those requests of the client a timeout that have none (uploads), and hear how long it is to wait."""
+        """Give the requests of the client this run's timeout (uploads have none), and hear how long it is to wait."""
         session = getattr(getattr(getattr(self.run, "_backend", None), "_http_client", None), "session", None)
         if session is None:
             return
@@ -268,7 +268,7 @@ def _bounded_adapter() -> Any:
     from requests.adapters import HTTPAdapter
 
     class Bounded(HTTPAdapter):  # type: ignore[misc]
-        """With a timeout for all, and an ear for how long the server asks to be left alone."""
+        """With one timeout for all, and an ear for how long the server asks to be left alone."""
 
         timeout_seconds = 0.0
 
@@ -277,7 +277,7 @@ def _bounded_adapter() -> Any:
             self.busy: list[float | None] = []
 
         def send(self, request: Any, *arguments: Any, **named: Any) -> Any:
-            named["timeout"] = named.get("timeout") or self.timeout_seconds
+            named["timeout"] = self.timeout_seconds
             response = super().send(request, *arguments, **named)
             if response.status_code == 429 and threading.current_thread().name in _SENDERS:
                 asked = response.headers.get("Retry-After", "").strip()

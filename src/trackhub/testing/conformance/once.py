@@ -19,7 +19,7 @@ from trackhub.testing.conformance.subject import Subject
 from trackhub.testing.rehearsal import Rehearsal
 
 KILLED_DELIVERY = """
-import importlib, json, os, pathlib, signal, sys
+import importlib, json, os, pathlib, signal, sys, time
 sys.path[:], module, name, options, path = json.loads(sys.argv[1])
 from trackhub.delivery import Delivery
 from trackhub.rundir import RunDirectory
@@ -33,8 +33,11 @@ class Dying(kind):
 
 made = Dying(kind.Options.model_validate(options))
 delivery = Delivery(RunDirectory(pathlib.Path(path)), kind.name, lambda: made)
-while delivery.pump() == 0.0:
-    pass
+until = time.monotonic() + 60
+while (again := delivery.pump()) is not None and (not again or delivery.troubled) and time.monotonic() < until:
+    if again:
+        time.sleep(min(again, 0.2))
+        delivery.retry_now()
 sys.exit(f"it was not killed: {delivery.run.cursor(kind.name).report}")
 """
 """A delivery process that is killed after the backend has taken metrics, and before that is remembered."""

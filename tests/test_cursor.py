@@ -135,6 +135,15 @@ for number in range(10):
 """
 
 
+def test_a_cursor_that_nobody_would_read_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor_file = CursorFile(tmp_path, "far")
+    cursor_file.save(FULL)
+    monkeypatch.setattr("trackhub.cursor.MAX_CURSOR_BYTES", 1000)
+    with pytest.raises(OSError, match="which nobody would read"):
+        cursor_file.save(Cursor(state={"tags": "x" * 1000}))
+    assert cursor_file.load() == FULL
+
+
 def test_a_process_killed_while_saving_leaves_a_whole_cursor(tmp_path: Path) -> None:
     run_python(KILLED_WHILE_SAVING, tmp_path)
     assert CursorFile(tmp_path, "mlflow").load().closed_owner > 0

@@ -226,6 +226,34 @@ def test_no_call_waits_for_a_vendor_that_does_not_answer_and_its_part_arrives_la
     assert steps == list(range(10_000))
 
 
+def test_what_an_earlier_attempt_left_delivering_in_vain_lets_go_of_the_run(stage: Stage) -> None:
+    """It was given an address where nobody is; the attempt after it has a better one."""
+    train = """
+        import os, signal, trackhub
+        tracker = trackhub.init(run_id="again", backends=["unavailable"], finish_timeout=60)
+        for step in range(FIRST, FIRST + 100):
+            tracker.log_metrics({"x": step}, step=step)
+        """
+    killed = stage.start(train.replace("FIRST", "0") + "print('logged', flush=True); signal.pause()")
+    said(killed)
+    run = stage.run_directory()
+    wait_until(lambda: run.cursor("unavailable").report.error, "the first attempt's delivery to be in trouble")
+    killed.kill()
+    (left,) = delivery_processes(killed.pid).values()
+    better = stage.path / "better.jsonl"
+    better.touch()
+    stage.run(
+        train.replace("FIRST", "100") + "assert tracker.finish(), tracker.finish()",
+        environment={"TRACKHUB_UNAVAILABLE_PATH": str(better)},
+    )
+    steps = [
+        record["step"] for call in calls_in(better) if call["call"] == "write_metrics" for record in call["records"]
+    ]
+    assert steps == list(range(200))
+    assert run.cursor("unavailable").closed_status == "finished"
+    wait_until(lambda: not exists(left), "what is left of the first attempt to end")
+
+
 def test_a_plugin_broken_at_import_raises_in_init_if_it_is_chosen_and_else_nothing(stage: Stage) -> None:
     _, errors = stage.run('import trackhub; trackhub.init(backends=["broken"])', exit_code=1)
     last = errors.strip().splitlines()[-1]
@@ -358,6 +386,40 @@ def test_an_idle_delivery_process_uses_next_to_no_processor_time(stage: Stage) -
     time.sleep(4)
     assert processor_seconds(delivery) - before[0] < 0.2
     assert processor_seconds(process.pid) - before[1] < 0.2
+
+
+@pytest.mark.parametrize("backend", ["lines", "raising"])
+def test_a_process_that_has_ended_is_not_started_again_with_nothing_to_do(stage: Stage, backend: str) -> None:
+    process = stage.start(
+        f"""
+        import sys, time, trackhub
+        from trackhub import host
+        tracker = trackhub.init(backends=["{backend}"])
+        tracker.log_metrics({{"x": 1.0}})
+        tracker.finish(timeout=0)
+        print("finished", flush=True)
+        sys.stdin.readline()
+        # Every second, as the thread does, and once more.
+        for _ in range(3):
+            host.host().keep_alive()
+            time.sleep(1)
+        print("looked", flush=True)
+        sys.stdin.readline()
+        """
+    )
+    said(process)
+    run = stage.run_directory()
+    over = (
+        (lambda: run.cursor("lines").closed) if backend == "lines" else lambda: run.cursor("raising").report.suspended
+    )
+    wait_until(over, "the delivery to be over")
+    delivery = delivery_processes(process.pid)[backend]
+    # It would end by itself, having been idle for a while.
+    os.kill(delivery, signal.SIGTERM)
+    wait_until(lambda: not exists(delivery), "the process to end")
+    tell(process)
+    assert said(process) == "looked"
+    assert not delivery_processes(process.pid)
 
 
 def test_two_hundred_child_runs_are_delivered_by_one_process(stage: Stage) -> None:
@@ -764,7 +826,7 @@ def test_a_delivery_process_whose_backend_never_comes_back_ends_and_the_data_sta
         """,
         stderr=subprocess.PIPE,
     )
-    tell(process, json.dumps({"run": str(run.path), "options": {"path": "unused"}}))
+    tell(process, json.dumps({"run": str(run.path), "options": {"path": "unused"}, "takes_over": False}))
     if told:
         # Saved right before the backend is called.
         wait_until(run.cursor_file("sleeping").path.exists, "the delivery to begin")

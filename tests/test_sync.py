@@ -15,7 +15,7 @@ from backends_for_tests import calls_in
 from stage import Stage, delivery_processes, said, scalars, tell, wait_until
 
 import trackhub
-from trackhub import plugins
+from trackhub import plugins, waiting
 from trackhub.errors import SettingsError, UnknownBackendError
 from trackhub.host import host
 from trackhub.rundir import RunDirectory
@@ -192,6 +192,44 @@ def test_of_a_run_that_goes_on_what_is_there_is_delivered_and_it_is_not_ended(st
     assert all(sync(stage.runs()))
     assert steps_in(stage.lines) == list(range(150))
     assert [call["status"] for call in calls_in(stage.lines) if call["call"] == "close"] == ["finished"]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_sync_of_a_run_that_logs_all_the_time_comes_to_an_end(stage: Stage, mode: str) -> None:
+    process = stage.start(
+        f"""
+        import sys, threading, trackhub
+        told = threading.Event()
+        threading.Thread(target=lambda: sys.stdin.readline() and told.set(), daemon=True).start()
+        with trackhub.init(mode="{mode}", backends=["lines"]) as tracker:
+            step = 0
+            while not told.wait(0.005):
+                tracker.log_metrics({{"x": step}}, step=step)
+                step += 1
+                if step == 100:
+                    print("logged", flush=True)
+        """
+    )
+    said(process)
+    (report,) = sync(stage.runs(), timeout_seconds=60)
+    assert report, str(report)
+    assert set(range(100)) <= set(steps_in(stage.lines))
+    assert process.poll() is None
+    tell(process)
+    process.wait(60)
+    assert all(sync(stage.runs()))
+    steps = steps_in(stage.lines)
+    assert steps == list(range(len(steps)))
+
+
+def test_a_delivery_that_ends_at_each_start_is_given_up_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "START_SECONDS", 4.0)
+    stage.run(OFFLINE.replace('"lines"', '"exiting"'))
+    reports = sync(stage.runs(), patience_seconds=1.0)
+    assert [list(report.undelivered) for report in reports] == [["exiting"], ["exiting"]]
+    assert "of its delivery ended before it was done" in str(reports[0])
+    for run in stage.runs():
+        stage.is_closed("tensorboard", run)
 
 
 def test_a_run_that_another_process_is_delivering_well_stays_with_that_process(stage: Stage) -> None:

@@ -6,6 +6,7 @@ atomic rename, so a reader sees either the old state or the new one.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from contextlib import suppress
@@ -19,7 +20,8 @@ from trackhub.private import UntrustedFileError, make_directory, open_file, open
 from trackhub.records import EndStatus
 
 MAX_EXAMPLES = 5
-MAX_CURSOR_BYTES = 16 << 20
+MAX_CURSOR_BYTES = 64 << 20
+"""That of a run with several hundred thousand metrics. What is larger is not read, so it is not saved either."""
 
 
 class NoteCount(msgspec.Struct):
@@ -171,10 +173,13 @@ class CursorFile:
         Raises:
             OSError: The disk did not take it; the old one stands.
         """
+        content = _encode(cursor)
+        if len(content) > MAX_CURSOR_BYTES:
+            raise OSError(errno.EFBIG, f"the cursor would take {len(content):,} bytes, which nobody would read")
         fresh = self.path.with_suffix(".new")
         descriptor = open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            left = memoryview(_encode(cursor))
+            left = memoryview(content)
             while left:
                 left = left[os.write(descriptor, left) :]
             if durably:

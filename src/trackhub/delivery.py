@@ -42,6 +42,7 @@ IDLE_POLL_SECONDS = 1.0
 PARENT_POLL_SECONDS = 0.2
 PARENT_PATIENCE_SECONDS = 5.0
 CLAIM_POLL_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 2.0
 HAND_OVER_SECONDS = 30.0
 """Long enough for another process to start on a busy machine and take over."""
 MAX_REJECTED_EXAMPLES = 5
@@ -116,6 +117,7 @@ class Delivery:
         lasting: Whether what the backend has been given outlives this process. If not, nobody goes on from the saved
             cursor, and it is saved only for those who look on.
         hands_over: Whether this process calls `hand_over` on SIGUSR1.
+        takes_over: Whether to ask a delivery that makes no progress for the run, until this one has had it once.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Delivery:
         *,
         lasting: bool = True,
         hands_over: bool = False,
+        takes_over: bool = False,
     ) -> None:
         self.run = run
         self.name = name
@@ -137,12 +140,14 @@ class Delivery:
         self._clock = clock
         self._lasting = lasting
         self._hands_over = hands_over
+        self.takes_over = takes_over
         self._reader = JournalReader(run.journal)
         self._attempts = Attempts(run.journal)
         self._cursor_file = run.cursor_file(name)
         self._cursor = Cursor()
         self._claimed = False
         self._claim_at = 0.0
+        self._ask_at = 0.0
         self._backend: Backend | None = None
         self._pipeline: Pipeline | None = None
         self._touched = False
@@ -187,6 +192,9 @@ class Delivery:
             if not self.run.exists:
                 return None
             if not self.claim():
+                if self.takes_over and self._ask_at <= self._clock():
+                    self._ask_at = self._clock() + ASK_AGAIN_SECONDS
+                    self._cursor_file.ask_to_hand_over()
                 return CLAIM_POLL_SECONDS
             progressed = self._step()
         except _ParentNotOpen as problem:
@@ -220,6 +228,7 @@ class Delivery:
         # Of the delivery before this one, which has yet to find out for itself.
         report.suspended = report.error = report.error_since_ns = None
         self._claimed = True
+        self.takes_over = False
         return True
 
     def abandon_after_fork(self) -> None:

@@ -91,6 +91,9 @@ class DeliveryServer:
             now = time.monotonic()
             if orphaned_at is None and (os.getppid() != self._parent or not self._input_open):
                 orphaned_at = now
+                # Whoever takes part in the run now has newer options.
+                for delivery in self._deliveries.values():
+                    delivery.takes_over = False
             if self._deliveries:
                 idle_since = None
             elif idle_since is None:
@@ -147,7 +150,7 @@ class DeliveryServer:
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "run" in message:
-            self._add(message["run"], message["options"])
+            self._add(message["run"], message["options"], takes_over=message["takes_over"])
         elif "wake" in message:
             for path, delivery in self._deliveries.items():
                 delivery.retry_now()
@@ -155,7 +158,7 @@ class DeliveryServer:
         elif "stop" in message:
             self._stop_at = 0.0
 
-    def _add(self, path: str, options: dict[str, Any]) -> None:
+    def _add(self, path: str, options: dict[str, Any], *, takes_over: bool) -> None:
         def make_backend() -> Backend:
             # Looked up here, where an error suspends the delivery and is in its report.
             kind = find_backend(self._name)
@@ -166,7 +169,9 @@ class DeliveryServer:
         if self._options.get(path) != options:
             if path in self._deliveries:
                 self._drop([path])
-            delivery = Delivery(RunDirectory(Path(path)), self._name, make_backend, hands_over=True)
+            delivery = Delivery(
+                RunDirectory(Path(path)), self._name, make_backend, hands_over=True, takes_over=takes_over
+            )
             self._deliveries[path], self._options[path] = delivery, options
         self._due[path] = 0.0
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trackhub.errors import TrackhubError
 from trackhub.private import open_file
 from trackhub.rundir import RunDirectory
 from trackhub.settings import delivery_environment
@@ -60,16 +61,22 @@ class DeliveryProcess:
         # A signal handler may finish runs in the middle of anything here.
         self._lock = threading.RLock()
 
-    def deliver(self, run: RunDirectory, options: Mapping[str, Any]) -> None:
-        """Have a run delivered; starts the process if there is none."""
+    def deliver(self, run: RunDirectory, options: Mapping[str, Any], *, takes_over: bool = False) -> None:
+        """Have a run delivered; starts the process if there is none.
+
+        Args:
+            run: The run.
+            options: The backend's options.
+            takes_over: Whether a delivery of an earlier process has to let go of the run if it makes no progress.
+        """
         path = run.path.absolute()
         with self._lock:
-            self._runs[path] = dict(options)
+            self._runs[path] = {"run": str(path), "options": dict(options), "takes_over": takes_over}
             self._given_ns[path] = time.time_ns()
             if self._has_ended():
                 self._start_if_due()
             else:
-                self._send(_run_message(path, self._runs[path]))
+                self._send(self._runs[path])
 
     def given_ns(self, run: RunDirectory) -> int:
         """When this process was last told to have that run delivered; 0 for never."""
@@ -109,8 +116,20 @@ class DeliveryProcess:
         """Start the process anew if it has died while runs were left to deliver; called now and then."""
         with self._lock:
             self._flush()
-            if self._has_ended() and self._runs:
+            if self._has_ended() and self._runs and time.monotonic() >= self._start_at:
+                self._runs = {path: message for path, message in self._runs.items() if self._is_needed_for(path)}
                 self._start_if_due()
+
+    def _is_needed_for(self, path: Path) -> bool:
+        """Whether a process that has ended has left something of a run that another one could do."""
+        run = RunDirectory(path)
+        try:
+            cursor = run.cursor(self.backend)
+            gave_up = cursor.report.suspended is not None and cursor.report.updated_ns >= self._given_ns[path]
+            return not gave_up and not run.is_settled(cursor)
+        except (OSError, TrackhubError):
+            # For the delivery to tell.
+            return True
 
     def close_after_fork(self) -> None:
         """In a forked child: let go of the parent's pipe, which must close when the parent ends."""
@@ -144,7 +163,7 @@ class DeliveryProcess:
     def _start_if_due(self) -> None:
         if time.monotonic() < self._start_at:
             return
-        self._runs = {path: options for path, options in self._runs.items() if RunDirectory(path).exists}
+        self._runs = {path: message for path, message in self._runs.items() if RunDirectory(path).exists}
         if not self._runs:
             return
         self._started_at = time.monotonic()
@@ -170,8 +189,8 @@ class DeliveryProcess:
             descriptors.callback(os.close, reader)
             os.set_blocking(self._pipe, False)
             # Told before it begins: if this process is killed right after, the other one still knows what to deliver.
-            for path, options in self._runs.items():
-                self._send(_run_message(path, options))
+            for message in self._runs.values():
+                self._send(message)
             output = _open_log(log)
             descriptors.callback(os.close, output)
             # posix_spawn does not copy the training process, however large it is.
@@ -226,6 +245,7 @@ class _StandBy:
 
     def __init__(self, run: RunDirectory, backend: str, options: Mapping[str, Any], patience_seconds: float) -> None:
         self.run, self.backend, self.options = run, backend, options
+        self.given_ns = time.time_ns()
         self._patience_seconds = patience_seconds
         self._cursor_file = run.cursor_file(backend)
         self._alone_since: float | None = None
@@ -279,15 +299,25 @@ class Host:
         """When `deliver` was last called for a run and a backend; 0 for never."""
         if inline := self._inline.get((run.path.absolute(), backend)):
             return inline.given_ns
+        if standing_by := self._standing_by.get((run.path.absolute(), backend)):
+            return standing_by.given_ns
         process = self._processes.get(backend)
         return process.given_ns(run) if process else 0
 
-    def deliver(self, run: RunDirectory, backends: Mapping[str, Mapping[str, Any]]) -> None:
-        """Have a run delivered to these backends, with these options."""
+    def deliver(
+        self, run: RunDirectory, backends: Mapping[str, Mapping[str, Any]], *, takes_over: bool = False
+    ) -> None:
+        """Have a run delivered to these backends, with these options.
+
+        Args:
+            run: The run.
+            backends: Backend -> its options.
+            takes_over: Whether a delivery of an earlier process has to let go of the run if it makes no progress.
+        """
         for name, options in backends.items():
             with self._lock:
                 process = self._processes.setdefault(name, DeliveryProcess(name))
-            process.deliver(run, options)
+            process.deliver(run, options, takes_over=takes_over)
 
     def deliver_here(self, run: RunDirectory, backend: str, make_delivery: Callable[[], InlineDelivery]) -> None:
         """Have a run delivered in this process, now and then and whenever somebody waits.
@@ -430,10 +460,6 @@ def _start_afresh_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_start_afresh_in_child)
-
-
-def _run_message(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"run": str(path), "options": options}
 
 
 def _open_log(log: Path) -> int:

@@ -28,7 +28,7 @@ import msgspec
 from trackhub.backend import RunInfo
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader, Position
+from trackhub.journal import JournalReader, Position, writer_is_alive
 from trackhub.journal.skim import Skim, skim
 from trackhub.private import UntrustedFileError, make_directory, open_file, read_file
 from trackhub.records import RunEnded, RunStatus, StoredFile
@@ -317,6 +317,19 @@ class RunDirectory:
         if status is None:
             return ("running" if holders.chief else "killed"), None
         return status, holders.end
+
+    @property
+    def is_being_written(self) -> bool:
+        """Whether a process has the journal open: the run's owner, a rank, or a worker that was forked from one."""
+        reader = JournalReader(self.journal)
+        try:
+            return any(writer_is_alive(self.journal, writer) for writer in reader.segments())
+        finally:
+            reader.close()
+
+    def is_settled(self, cursor: Cursor) -> bool:
+        """Whether the backend of a cursor has everything, and nothing more can come."""
+        return cursor.closed and not self.is_being_written and not self.remaining(cursor)
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""

@@ -15,7 +15,7 @@ from typing import Any
 from trackhub import plugins, processing, settings
 from trackhub.errors import SettingsError, TrackhubError
 from trackhub.host import Host
-from trackhub.journal import JournalReader, writer_is_alive
+from trackhub.journal import JournalReader
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import RunDirectory, runs_in
 from trackhub.waiting import Awaited, backends_complete, wait_for_deliveries
@@ -131,7 +131,7 @@ def sync(
     try:
         for run, name in work:
             host.deliver(run, {name: options[run.path, name]})
-        awaited = [Awaited(run, name) for run, name in work]
+        awaited = [_all_there_is_now(run, name) for run, name in work]
         arrived = wait_for_deliveries(host, awaited, timeout_seconds, patience_seconds)
     finally:
         host.stop(STOP_SECONDS)
@@ -164,14 +164,12 @@ def follow(
             stopping = until()
             for run in runs_in(root):
                 _take_up(host, taken.setdefault(run.path, _Taken(run)), to, on_problem)
-            for one in taken.values():
-                _forget_what_is_complete(host, one)
             host.keep_alive()
             if stopping:
                 break
             time.sleep(FOLLOW_INTERVAL_SECONDS)
         kept = [one for one in taken.values() if one.run.exists]
-        awaited = [Awaited(one.run, name) for one in kept for name in one.backends(to)]
+        awaited = [_all_there_is_now(one.run, name) for one in kept for name in one.backends(to)]
         arrived = wait_for_deliveries(host, awaited, grace_seconds)
     finally:
         host.stop(STOP_SECONDS)
@@ -182,6 +180,21 @@ def _report(run: RunDirectory, to: Sequence[str] | None, arrived: Sequence[Await
     return delivery_report(run, f"trackhub sync {run.path}", to, arrived=backends_complete(run, arrived))
 
 
+def _all_there_is_now(run: RunDirectory, backend: str) -> Awaited:
+    """What to wait for: of a run that goes on, there is more a moment later."""
+    if not run.is_being_written:
+        return Awaited(run, backend)
+    reader = JournalReader(run.journal)
+    try:
+        chunk = reader.read(run.cursor(backend).position)
+        while chunk.full:
+            chunk = reader.read(chunk.position)
+    finally:
+        reader.close()
+    marks = tuple((int(writer), segment, offset) for writer, (segment, offset) in chunk.position.items())
+    return Awaited(run, backend, marks, end=True)
+
+
 @dataclass
 class _Taken:
     """A run that `follow` has taken up.
@@ -189,13 +202,11 @@ class _Taken:
     Args:
         run: The run.
         changed_ns: When its journal directory had last changed: later, another process has begun to write the run.
-        delivering: The backends it is on its way to.
         refused: Those it cannot be delivered to.
     """
 
     run: RunDirectory
     changed_ns: int = 0
-    delivering: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
 
     def backends(self, to: Sequence[str] | None) -> list[str]:
@@ -222,23 +233,3 @@ def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None, on_problem: Ca
             continue
         if not complete:
             host.deliver(run, {name: options})
-            taken.delivering.add(name)
-
-
-def _forget_what_is_complete(host: Host, taken: _Taken) -> None:
-    """Forget finished deliveries: a process that ends because it is idle would be started again for them for ever."""
-    run = taken.run
-    for name in sorted(taken.delivering):
-        cursor = run.cursor(name)
-        if cursor.closed and not run.remaining(cursor) and not _is_being_written(run):
-            host.forget(run, name)
-            taken.delivering.discard(name)
-
-
-def _is_being_written(run: RunDirectory) -> bool:
-    """Whether a process has the run's journal open: its owner, or a worker that was forked from it."""
-    reader = JournalReader(run.journal)
-    try:
-        return any(writer_is_alive(run.journal, writer) for writer in reader.segments())
-    finally:
-        reader.close()

@@ -578,7 +578,8 @@ class Tracker:
         if self._run is not None:
             mark = self._end_mark if self._finished else self._writing()[0].position
             for name in self._options:
-                yield Awaited(self._run, name, mark, end=self._finished and self._role != "worker")
+                marks = None if mark is None else (mark,)
+                yield Awaited(self._run, name, marks, end=self._finished and self._role != "worker")
         for child in self._children:
             yield from child._awaited()
 
@@ -793,7 +794,8 @@ def _record_nothing(*_: object, **__: object) -> None:
 def _have_delivered(run: RunDirectory, name: str, options: Any) -> None:
     kind = find_backend(name)
     if not kind.needs_training_process:
-        host().deliver(run, {name: settings.full_options(options)})
+        # What an earlier attempt has left may be in vain, with options that this one has mended.
+        host().deliver(run, {name: settings.full_options(options)}, takes_over=True)
         return
     # Imported late: most runs are delivered elsewhere.
     from trackhub.inline import InlineDelivery

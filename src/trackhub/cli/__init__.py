@@ -199,7 +199,7 @@ def sync(
     directory: _Dir = None,
     as_json: _Json = False,
 ) -> None:
-    """Deliver what is left. Exit code 0 if everything is complete, 1 if something is left."""
+    """Deliver what is left; of a run that goes on, what there is now. Exit code 0 if that is complete, 1 if not."""
     from trackhub.cli.completing import complete, terminating_cleanly
     from trackhub.cli.finding import find_runs, place_of
 

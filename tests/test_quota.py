@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import threading
 from pathlib import Path
 
 import pytest
 from backends_for_tests import LinesBackend, LinesOptions, MetricsOnlyBackend, UnavailableBackend
-from stage import records_of
+from stage import records_of, wait_until
 
 import trackhub
 from trackhub import Backend, BackendUnavailable
+from trackhub.backends.kfp import KfpBackend, KfpOptions
+from trackhub.backends.tensorboard import TensorBoardBackend, TensorBoardOptions
 from trackhub.delivery import Delivery
 from trackhub.errors import SettingsError
-from trackhub.prune import size_on_disk
+from trackhub.inline import InlineDelivery
+from trackhub.journal.frames import FORMAT_VERSION, HEADER
+from trackhub.prune import free_blobs, size_on_disk
 from trackhub.quota import Quota
 from trackhub.records import ArtifactLogged, ImageLogged, MetricsLogged, ParamsLogged, RunEnded, TextLogged
+from trackhub.replaying import prepare_copy
 from trackhub.report import delivery_report
 from trackhub.room_note import room_notes, room_sentences
 from trackhub.rundir import RunDirectory
@@ -191,6 +198,149 @@ def test_runs_that_have_ended_and_arrived_make_room(tmp_path: Path, monkeypatch:
     assert not list(done.blobs.iterdir())
     assert len(texts_of(done)) == 12
     assert "12 files" in room_sentences(done.path)[0]
+
+
+def files_of(run: RunDirectory) -> set[Path]:
+    return {path for path in run.blobs.rglob("*") if path.is_file()}
+
+
+def free_now(tracker: trackhub.Tracker, run: RunDirectory) -> None:
+    """As the background does when it is time to measure, with a limit that is exceeded."""
+    assert tracker._quota is not None
+    tracker._quota._due = 0.0
+    tracker._quota.max_bytes = 1
+    tracker._quota.look(run, "0001")
+
+
+def test_what_a_pipeline_component_has_yet_to_show_is_not_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KFP's outputs are filled in this process, and the page is drawn from the pictures again and again."""
+    dsl = pytest.importorskip("kfp.dsl", reason="the outputs are KFP's own objects")
+    model = dsl.Model(name="model", uri=str(tmp_path / "output" / "model"))
+    page = dsl.HTML(name="page", uri=str(tmp_path / "output" / "page"))
+    (tmp_path / "output").mkdir()
+    (tmp_path / "weights").write_bytes(b"w" * 200_000)
+    options = {"model": model, "html": page}
+    tracker = limited(tmp_path, 10_000_000, monkeypatch, backends=["kfp"], kfp=options)
+    run = RunDirectory(tracker.directory)
+    lines = [Delivery(run, "lines", lambda: LinesBackend(LinesOptions(path=str(tmp_path / "lines.jsonl"))))]
+    inline = InlineDelivery(run, "kfp", KfpBackend, KfpOptions(**options))
+    try:
+        tracker.log_image("early", PNG)
+        inline.advance(to_the_end=True)
+        tracker.log_model(tmp_path / "weights")
+        tracker.log_image("late", PNG)
+        deliver(lines)
+        snapshots = files_of(run)
+        # One picture is on the page, the model has not been read yet.
+        free_now(tracker, run)
+        assert files_of(run) == snapshots
+        tracker.finish()
+        deliver(lines)
+        assert run.cursor("lines").closed
+        assert free_blobs(run) == 0
+        inline.want()
+        inline.advance(to_the_end=True)
+        report = run.cursor("kfp").report
+        assert (report.rejected, [reason for reason in report.notes if reason == "missing"]) == (0, [])
+        assert Path(model.path).read_bytes() == b"w" * 200_000
+        shown = Path(page.path).read_text()
+        assert "alt='early'" in shown
+        assert "alt='late'" in shown
+        free_now(tracker, run)
+        assert not files_of(run)
+    finally:
+        inline.stop(1.0)
+        for one in lines:
+            one.release()
+        tracker.finish()
+
+
+def test_what_a_copy_has_yet_to_be_given_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = limited(tmp_path, 10_000_000, monkeypatch)
+    run = RunDirectory(tracker.directory)
+    logdir = tmp_path / "logs"
+    with tracker:
+        tracker.log_text("page", "x" * 200_000)
+        (copy,) = prepare_copy(run, "tensorboard", {"logdir": str(logdir)}).runs
+        for one, kind, options in (
+            (run, LinesBackend, LinesOptions(path=str(tmp_path / "lines.jsonl"))),
+            (copy, TensorBoardBackend, TensorBoardOptions(logdir=str(logdir))),
+        ):
+            delivery = Delivery(one, kind.name, lambda kind=kind, options=options: kind(options))
+            deliver([delivery])
+            delivery.release()
+            # At first nobody has begun to deliver the copy; then it has the file, but may have to start over.
+            free_now(tracker, run)
+            assert len(files_of(run)) == 1
+    delivery = Delivery(copy, "tensorboard", lambda: TensorBoardBackend(options))
+    deliver([delivery])
+    delivery.release()
+    assert copy.cursor("tensorboard").closed
+    free_now(tracker, run)
+    assert not files_of(run)
+
+
+def of_a_newer_trackhub(run: RunDirectory) -> None:
+    """Give a run's journal a format that is not known yet."""
+    for segment in run.journal.glob("*.journal"):
+        magic, _, *rest = HEADER.unpack(segment.read_bytes()[: HEADER.size])
+        with segment.open("r+b") as file:
+            file.write(HEADER.pack(magic, FORMAT_VERSION + 1, *rest))
+
+
+def test_a_run_that_cannot_be_read_keeps_no_other_from_being_recorded_or_from_making_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = train(tmp_path, monkeypatch, LinesBackend, max_bytes=10_000_000)
+    newer.path.rename(newer.path.with_name("newer"))
+    newer = RunDirectory(newer.path.with_name("newer"))
+    done = train(tmp_path, monkeypatch, LinesBackend, max_bytes=10_000_000)
+    of_a_newer_trackhub(newer)
+    unknown = tmp_path / "hub" / "unknown"
+    unknown.mkdir()
+    (unknown / "run.json").write_text("{}")
+    monkeypatch.setenv("TRACKHUB_MAX_BYTES", "4500kB")
+    with (
+        caplog.at_level(logging.WARNING, "trackhub"),
+        trackhub.init(dir=tmp_path / "hub", mode="offline", run_id="now") as tracker,
+    ):
+        tracker.log_text("page", "x" * 1_000_000)
+        tracker.log_text("page", "x" * 4_000_000)
+        assert tracker._quota is not None
+        tracker._quota._due = 0.0
+        wait_until(lambda: tracker._quota._due, "the background to measure")
+        tracker.log_metrics({"loss": 1.0})
+    assert kinds(tracker) == [TextLogged, MetricsLogged, RunEnded]
+    assert not list(done.blobs.iterdir())
+    assert len(list(newer.blobs.iterdir())) == 12
+    told = [record.message for record in caplog.records if "cannot be looked at" in record.message]
+    assert [next(name for name in ("newer", "unknown") if f"/{name} " in one) for one in told] == ["unknown", "newer"]
+    assert any(thread.name == "trackhub" and thread.is_alive() for thread in threading.enumerate())
+
+
+def test_a_snapshot_that_cannot_be_removed_is_kept_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    tracker = limited(tmp_path, 600_000, monkeypatch)
+    run = RunDirectory(tracker.directory)
+    lines = [Delivery(run, "lines", lambda: LinesBackend(LinesOptions(path=str(tmp_path / "lines.jsonl"))))]
+    with tracker, caplog.at_level(logging.WARNING, "trackhub"), monkeypatch.context() as disk:
+        disk.setattr("trackhub.quota.remove", refuse)
+        for step in range(4):
+            tracker.log_text("page", "x" * 200_000, step=step)
+            deliver(lines)
+    lines[0].release()
+    assert 0 < len(texts_of(run)) < 4
+    assert len(files_of(run)) == len(texts_of(run))
+    assert caplog.text.count("Read-only file system") == 1
+    # It is still known which those were.
+    free_now(tracker, run)
+    assert not files_of(run)
 
 
 def test_the_directory_is_not_measured_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

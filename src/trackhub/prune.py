@@ -152,6 +152,10 @@ def _why_kept(run: RunDirectory, contents: _Contents, older_than_seconds: float,
         return "its directory is a link"
     if a_writer_is_alive(run.journal):
         return "it is being written"
+    for name in run.manifest.in_process:
+        # Nobody can complete it once its training process has let go.
+        if not run.cursor(name).closed and run.cursor_file(name).is_claimed:
+            return f"it is being delivered to {name}"
     cursors = {name: run.cursor(name) for name in run.deliverable}
     if not cursors and not journal_only:
         return "it was given to no backend that keeps it: this is the only copy (--journal-only frees it all the same)"

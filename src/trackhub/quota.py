@@ -14,10 +14,13 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from trackhub.cursor import NoteCount
+from trackhub.errors import TrackhubError
 from trackhub.prune import free_blobs, remove, size_on_disk
 from trackhub.room_note import RoomNote, room_notes, save_room_note
 from trackhub.rundir import RunDirectory, runs_in
@@ -61,6 +64,7 @@ class Quota:
         self._blobs: deque[_Blob] = deque()
         self._notes: dict[tuple[Path, str], RoomNote] = {}
         self._warned = False
+        self._troubled: set[Path] = set()
         self._lock = threading.RLock()
 
     def admits(self, run: RunDirectory, writer: str, kind: str, name: str, size_bytes: int) -> bool:
@@ -135,7 +139,8 @@ class Quota:
     def _make_room(self, size_bytes: int) -> None:
         """Measure and, if what is asked for does not fit, remove copies of files that all backends have."""
         began = time.monotonic()
-        self._used_bytes = size_on_disk(self.root)
+        with self._passing_over(self.root):
+            self._used_bytes = size_on_disk(self.root)
         if self._used_bytes + size_bytes > self.max_bytes:
             self._free_own()
         if self._used_bytes + size_bytes > self.max_bytes:
@@ -149,13 +154,17 @@ class Quota:
         delivered: dict[Path, bool] = {}
         while self._blobs and self._used_bytes > self.max_bytes // 2:
             blob = self._blobs.popleft()
-            # In one run they are delivered in the order they were logged.
-            if delivered.get(blob.run.path, True):
-                delivered[blob.run.path] = _is_delivered(blob)
-            if not delivered[blob.run.path]:
+            freed = None
+            with self._passing_over(blob.run.path):
+                # In one run they are delivered in the order they were logged.
+                if delivered.get(blob.run.path, True):
+                    delivered[blob.run.path] = False
+                    delivered[blob.run.path] = _is_delivered(blob)
+                if delivered[blob.run.path]:
+                    freed = remove(blob.path)
+            if freed is None:
                 kept.append(blob)
                 continue
-            freed = remove(blob.path)
             self._used_bytes -= freed
             note = self._note(blob.run, blob.writer)
             note.freed_files += 1
@@ -165,26 +174,57 @@ class Quota:
             save_room_note(path, writer, note)
 
     def _free_of_ended_runs(self) -> None:
-        for run in runs_in(self.root):
+        runs: list[RunDirectory] = []
+        with self._passing_over(self.root):
+            runs += runs_in(self.root, lambda run, error: self._tell_once(run.path, error))
+        for run in runs:
             if self._used_bytes <= self.max_bytes // 2:
                 return
-            files = sum(1 for _ in run.blobs.glob("*"))
-            if not files or not (freed := free_blobs(run)):
-                continue
-            self._used_bytes -= freed
-            earlier = sum(note.freed_files for note in room_notes(run.path))
-            note = RoomNote(self.max_bytes, freed_files=files, freed_bytes=freed)
-            save_room_note(run.path, f"ended-{earlier + files}-{os.getpid()}", note)
+            with self._passing_over(run.path):
+                self._free_if_ended(run)
+
+    def _free_if_ended(self, run: RunDirectory) -> None:
+        files = sum(1 for _ in run.blobs.glob("*"))
+        if not files or not (freed := free_blobs(run)):
+            return
+        self._used_bytes -= freed
+        earlier = sum(note.freed_files for note in room_notes(run.path))
+        note = RoomNote(self.max_bytes, freed_files=files, freed_bytes=freed)
+        save_room_note(run.path, f"ended-{earlier + files}-{os.getpid()}", note)
+
+    @contextmanager
+    def _passing_over(self, path: Path) -> Iterator[None]:
+        """Go on after trouble with the directory or with one run of it: whoever logs here is not to blame for it."""
+        try:
+            yield
+        except (OSError, TrackhubError) as error:
+            self._tell_once(path, error)
+
+    def _tell_once(self, path: Path, error: Exception) -> None:
+        if path not in self._troubled:
+            self._troubled.add(path)
+            _log.warning(
+                "trackhub: TRACKHUB_MAX_BYTES: %s cannot be looked at (%s: %s), so nothing is removed there.",
+                path,
+                type(error).__name__,
+                error,
+            )
 
     def _note(self, run: RunDirectory, writer: str) -> RoomNote:
         return self._notes.setdefault((run.path, writer), RoomNote(self.max_bytes))
 
 
 def _is_delivered(blob: _Blob) -> bool:
-    """Whether every backend has a snapshot, and one of them shows it."""
-    backends = blob.run.deliverable
-    cursors = [blob.run.cursor(name) for name in backends]
+    """Whether every backend has a snapshot and needs it no more, and one of them shows it."""
+    run = blob.run
+    cursors = [run.cursor(name) for name in run.deliverable]
     if not cursors or not all(cursor.has_passed(blob.mark) for cursor in cursors):
+        return False
+    # What fills objects of a training process may read a file again until it has ended the run there; a copy that
+    # `trackhub replay` makes starts over from its first record if it has to.
+    others = [run.cursor(name) for name in run.manifest.in_process]
+    others += [copy.cursor(name) for copy in run.copies for name in copy.deliverable]
+    if not all(cursor.closed and cursor.has_passed(blob.mark) for cursor in others):
         return False
     return not any(cursor.report.rejected for cursor in cursors) and not all(
         blob.kind in cursor.report.skipped for cursor in cursors

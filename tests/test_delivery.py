@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -664,6 +665,31 @@ def test_a_delivery_under_which_a_run_is_gone_on_with_opens_the_backend_again(sc
 def test_a_run_that_never_began_keeps_nobody_waiting(scene: Scene) -> None:
     assert settle(scene.delivery()) is None
     assert scene.calls() == []
+
+
+def test_a_run_of_which_it_cannot_be_found_out_whether_it_is_settled_is_looked_at_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = scene.writer()
+    log(writer, range(1))
+    end(writer)
+    writer.close()
+
+    def refuse(directory: Path, writer: int) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    delivery = scene.delivery()
+    with monkeypatch.context() as disk:
+        # Asked last of all, and only of a run that is closed.
+        disk.setattr("trackhub.delivery.writer_is_alive", refuse)
+        wait = settle(delivery)
+    assert wait
+    assert scene.run.cursor("lines").closed
+    assert "Stale file handle" in str(report_of(scene).error)
+    scene.clock.now += wait
+    assert settle(delivery) is None
+    assert report_of(scene).error is None
+    assert scene.calls() == ["open", "write_metrics", "close", "disconnect"]
 
 
 # --- family

@@ -837,3 +837,52 @@ def test_a_delivery_process_whose_backend_never_comes_back_ends_and_the_data_sta
     sync = [sys.executable, "-m", "trackhub", "sync", run.path.name, "--to", "lines"]
     subprocess.run(sync, env=stage.environment, check=True, timeout=DEADLINE_SECONDS, stdout=subprocess.DEVNULL)
     assert len([call for call in calls_in(stage.lines) if call["call"] == "write_metrics"]) == 1
+
+
+# --- the thread that looks after them
+
+
+def test_whatever_one_part_raises_is_told_once_and_ends_no_other(stage: Stage) -> None:
+    _, errors = stage.run(
+        """
+        import asyncio, pathlib, time, trackhub
+        from trackhub import Backend, OpenedRun, host
+        from trackhub.inline import InlineDelivery
+        from trackhub.rundir import RunDirectory
+
+        class Cancelled(Backend):
+            name = "cancelled"
+            def open(self, run, state):
+                return OpenedRun()
+            def write_metrics(self, points):
+                raise asyncio.CancelledError("a bug of the plugin")
+
+        def raise_bug():
+            raise KeyError("a bug of ours")
+
+        rounds = []
+        tracker = trackhub.init(mode="offline")
+        tracker.log_metrics({"x": 1.0})
+        run = RunDirectory(tracker.directory)
+        host.STAND_BY_SECONDS = 0.0
+        # As with a file system that has gone: whether there is a run cannot be found out (the name is too long).
+        ours = host.host()
+        ours.stand_by(RunDirectory(pathlib.Path("x" * 300)), "tensorboard", {})
+        ours.deliver_here(run, "cancelled", lambda: InlineDelivery(run, "cancelled", Cancelled, Backend.Options()))
+        ours.watch("bug", raise_bug)
+        ours.watch("rounds", lambda: rounds.append(0))
+        until = time.monotonic() + 40
+        while len(rounds) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(rounds) >= 4, rounds
+        """
+    )
+    told = [line for line in errors.splitlines() if line.startswith("trackhub:")]
+    assert [(line.partition(" (")[0], line.partition(" (")[2].partition(":")[0]) for line in told] == [
+        ("trackhub: run bug cannot be written to disk now", "KeyError"),
+        ("trackhub: delivery processes cannot be looked after", "OSError"),
+        ("trackhub: nothing can be delivered in this process", "CancelledError"),
+    ]
+    # The place of a bug is shown, that of a file system that fails is not.
+    assert "in raise_bug" in errors
+    assert errors.count("Traceback") == 2

@@ -197,6 +197,7 @@ class Delivery:
                     self._cursor_file.ask_to_hand_over()
                 return CLAIM_POLL_SECONDS
             progressed = self._step()
+            settled = not progressed and self._is_settled()
         except _ParentNotOpen as problem:
             return self._wait_for_parent(str(problem))
         except StateLost as error:
@@ -214,7 +215,7 @@ class Delivery:
                 self._save_quietly(None)
         if progressed:
             return 0.0
-        return None if self._is_settled() else IDLE_POLL_SECONDS
+        return None if settled else IDLE_POLL_SECONDS
 
     def claim(self) -> bool:
         """Become the one delivery of this run to this backend, as `pump` does; False while there is another."""

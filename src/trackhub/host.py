@@ -429,20 +429,27 @@ class Host:
         while True:
             pause.wait(SYNC_INTERVAL_SECONDS)
             for key, sync in list(self._syncs.items()):
-                try:
-                    sync()
-                    self._troubled.discard(key)
-                except OSError as error:
-                    if key not in self._troubled:
-                        self._troubled.add(key)
-                        _log.warning(
-                            "trackhub: run %s: the journal cannot be written (%s). Records are kept in memory and "
-                            "written as soon as the disk takes them; training goes on.",
-                            key,
-                            error,
-                        )
-            self.keep_alive()
-            self.advance(to_the_end=False)
+                self._attempt(key, f"run {key} cannot be written to disk now", sync)
+            self._attempt("processes", "delivery processes cannot be looked after", self.keep_alive)
+            self._attempt("inline", "nothing can be delivered in this process", lambda: self.advance(to_the_end=False))
+
+    def _attempt(self, key: object, told: str, part: Callable[[], None]) -> None:
+        """Do a part of what the thread is for; what it raises is told until it works again, and stops no other part."""
+        try:
+            part()
+            self._troubled.discard(key)
+        # Whatever it is: there is nobody else in this thread to take it, and all runs of the process depend on it.
+        except BaseException as error:  # noqa: BLE001
+            if key not in self._troubled:
+                self._troubled.add(key)
+                _log.warning(
+                    "trackhub: %s (%s: %s). What was logged is kept; this is tried again, and training goes on.",
+                    told,
+                    type(error).__name__,
+                    error,
+                    # A disk that fails is no bug, of which people would want to see the place.
+                    exc_info=None if isinstance(error, OSError) else error,
+                )
 
 
 _host = Host()

@@ -253,6 +253,31 @@ def test_syncing_passes_over_what_a_delivery_has_freed_and_tries_again_what_fail
     assert synced == [Path(kept.path).name] * 2 + ["größe 1.txt"]
 
 
+def test_a_file_that_cannot_be_synced_keeps_no_other_from_it_and_is_named(
+    run: Path, store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [Path(store.store(b"x", ".txt", "text/plain").path).name for _ in range(5)]
+    bad, synced = {names[1], names[3]}, []
+
+    def fdatasync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        if name in bad:
+            raise OSError(errno.EIO, "disk")
+        synced.append(name)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(OSError, match=f"disk: '.*{names[1]}'"):
+        store.sync()
+    assert synced == [names[0], names[2], names[4]]
+    bad.remove(names[1])
+    with pytest.raises(OSError, match=f"disk: '.*{names[3]}'"):
+        store.sync()
+    bad.clear()
+    store.sync()
+    store.sync()
+    assert synced == [names[0], names[2], names[4], names[1], names[3]]
+
+
 def test_what_a_record_says_of_a_file_that_is_not_copied(folder: Path) -> None:
     assert describe(folder / "deep", "/x/deep") == StoredFile("/x/deep", 1, is_directory=True)
     assert describe(folder / "link.txt", "t") == StoredFile("t", 1, media_type="text/plain")

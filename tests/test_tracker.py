@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from stage import Stage, records_of, said, scalars, tell, wait_until
 import trackhub
 from trackhub import NoActiveRunError, RunFinishedError, Tracker
 from trackhub.host import host
-from trackhub.journal import writer_is_alive
+from trackhub.journal import a_writer_is_alive, writer_is_alive
 from trackhub.records import (
     ArtifactLogged,
     ConfusionMatrixLogged,
@@ -798,3 +800,51 @@ def test_snapshots_are_synced_by_two_threads_at_once_without_harm(tmp_path: Path
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+def test_a_file_that_cannot_be_synced_holds_up_neither_the_journal_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine, synced = os.fdatasync, set[str]()
+
+    def fdatasync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.parent.name == "blobs":
+            raise OSError(errno.EIO, "Input/output error")
+        genuine(descriptor)
+        synced.add(path.suffix)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with caplog.at_level(logging.WARNING, "trackhub"):
+        with trackhub.init(dir=tmp_path, mode="offline") as tracker:
+            run = RunDirectory(tracker.directory)
+            tracker.log_text("page", "x")
+            tracker.log_metrics({"x": 1.0})
+            wait_until(lambda: ".journal" in synced, "the journal to be synced", 20.0)
+        assert not a_writer_is_alive(run.journal)
+    told = [record.message for record in caplog.records]
+    assert [("its files cannot be written to disk now" in one, "Input/output error" in one) for one in told] == [
+        (True, True),
+        (False, True),
+    ]
+    assert "a power failure may still take some of its files" in told[1]
+    # Closed: what was reserved is given back.
+    assert [path.stat().st_size < 4096 for path in run.journal.glob("*.journal")] == [True]
+    assert [type(record) for record in records_of(run)] == [TextLogged, MetricsLogged, RunEnded]
+    assert not any(str(run.manifest.id) in str(key) for key in host()._syncs)
+
+
+def test_an_end_that_the_disk_does_not_take_lets_go_of_the_journal_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fdatasync(descriptor: int) -> None:
+        raise OSError(errno.EIO, Path(f"/proc/self/fd/{descriptor}").readlink().parent.name)
+
+    with caplog.at_level(logging.ERROR, "trackhub"), trackhub.init(dir=tmp_path, mode="offline") as tracker:
+        run = RunDirectory(tracker.directory)
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        tracker.log_text("page", "x")
+    assert not a_writer_is_alive(run.journal)
+    files, journal = [record.message for record in caplog.records]
+    assert "blobs" in files
+    assert "the end of the journal could not be written: [Errno 5] journal" in journal

@@ -113,20 +113,24 @@ class BlobStore:
         return describe(copy, self._relative(copy))
 
     def sync(self) -> None:
-        """Make the snapshots survive a power failure too; called off the training thread."""
+        """Make the snapshots survive a power failure too; called off the training thread.
+
+        Raises:
+            OSError: The disk did not take one of them, the first of those; the others are synced, and these are tried
+                again at the next call.
+        """
         # The thread that syncs every second and the one that ends the run may come at the same time.
         with self._sync_lock:
-            while self._unsynced:
-                path = self._unsynced[0]
-                for file in _files_below(path) if path.is_dir() else [path]:
-                    # A delivery that has passed it may have freed it.
-                    with suppress(FileNotFoundError):
-                        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                        try:
-                            os.fdatasync(descriptor)
-                        finally:
-                            os.close(descriptor)
-                del self._unsynced[0]
+            failed: list[OSError] = []
+            while len(self._unsynced) > len(failed):
+                try:
+                    _sync_file_or_folder(self._unsynced[len(failed)])
+                except OSError as error:
+                    failed.append(error)
+                else:
+                    del self._unsynced[len(failed)]
+            if failed:
+                raise failed[0]
 
     def _next_name(self) -> str:
         with self._lock:
@@ -175,6 +179,19 @@ def _files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
                 raise ValueError(f"{str(path)!r} is a link to a directory it lies in, so it cannot be logged")
         for name in sorted(names):
             yield Path(parent) / name
+
+
+def _sync_file_or_folder(path: Path) -> None:
+    for file in _files_below(path) if path.is_dir() else [path]:
+        # A delivery that has passed it may have freed it.
+        with suppress(FileNotFoundError):
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(descriptor)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(file)) from error
+            finally:
+                os.close(descriptor)
 
 
 def _copy_file(source: str | Path, target: str | Path) -> None:

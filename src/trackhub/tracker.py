@@ -634,14 +634,18 @@ class Tracker:
             quota = quota_of(run.path.parent, int(limit), os.getpid())
         self._quota = quota
 
-        def sync() -> None:
-            blobs.sync()
-            journal.sync()
-            if quota is not None:
-                quota.look(run, f"{journal.writer:04d}")
-
-        host().watch(f"{self.id} ({journal.writer})", sync)
+        # Each by itself: where one fails, the others go on. Files first, for the journal names them.
+        watched = self._watched(journal)
+        host().watch(watched[0], blobs.sync)
+        host().watch(watched[1], journal.sync)
+        if quota is not None:
+            host().watch(watched[2], lambda: quota.look(run, f"{journal.writer:04d}"))
         return journal, blobs
+
+    def _watched(self, journal: JournalWriter) -> tuple[str, str, str]:
+        """What the host's thread does for this run, by the names it has in messages: files, journal, limit."""
+        name = f"{self.id} ({journal.writer})"
+        return f"{name}: its files", f"{name}: its journal", f"{name}: what is said of TRACKHUB_MAX_BYTES"
 
     def _writing(self) -> tuple[JournalWriter, BlobStore]:
         self._check_running()
@@ -740,14 +744,20 @@ class Tracker:
         journal, blobs = self._journal, self._blobs
         if journal is None or blobs is None:
             return
-        host().unwatch(f"{self.id} ({journal.writer})")
+        for key in self._watched(journal):
+            host().unwatch(key)
         # Again: there may have been no room for this either.
         self._save_left_out()
+        # Each, whatever comes of the other: the journal's lock must not be held by a run that has ended.
         try:
             blobs.sync()
-            journal.close()
         except OSError as problem:
-            _log.error("trackhub: run %s: the end of the journal could not be written: %s", self.id, problem)
+            _log.error("trackhub: run %s: a power failure may still take some of its files: %s", self.id, problem)
+        finally:
+            try:
+                journal.close()
+            except OSError as problem:
+                _log.error("trackhub: run %s: the end of the journal could not be written: %s", self.id, problem)
         if journal.lost_bytes:
             _log.error(
                 "trackhub: run %s: the disk took nothing for so long that %d bytes of records had to be given up",

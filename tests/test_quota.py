@@ -19,7 +19,7 @@ from trackhub.delivery import Delivery
 from trackhub.errors import SettingsError
 from trackhub.inline import InlineDelivery
 from trackhub.journal.frames import FORMAT_VERSION, HEADER
-from trackhub.prune import free_blobs, size_on_disk
+from trackhub.prune import free_blobs, prune, size_on_disk
 from trackhub.quota import Quota
 from trackhub.records import ArtifactLogged, ImageLogged, MetricsLogged, ParamsLogged, RunEnded, TextLogged
 from trackhub.replaying import prepare_copy
@@ -238,8 +238,10 @@ def test_what_a_pipeline_component_has_yet_to_show_is_not_freed(
         assert files_of(run) == snapshots
         tracker.finish()
         deliver(lines)
+        lines[0].release()
         assert run.cursor("lines").closed
         assert free_blobs(run) == 0
+        assert prune([run])[0].kept == "it is being delivered to kfp"
         inline.want()
         inline.advance(to_the_end=True)
         report = run.cursor("kfp").report
@@ -252,8 +254,6 @@ def test_what_a_pipeline_component_has_yet_to_show_is_not_freed(
         assert not files_of(run)
     finally:
         inline.stop(1.0)
-        for one in lines:
-            one.release()
         tracker.finish()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import stat
 import string
@@ -188,3 +190,17 @@ def test_one_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) ->
     assert [run.path.name for run in found] == ["a", "c"]
     assert [name for name, _ in told] == ["b"]
     assert [run.path.name for run in runs_in(tmp_path)] == ["a", "c"]
+
+
+def test_a_run_that_cannot_be_looked_at_is_not_taken_for_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    run = RunDirectory(tmp_path)
+    assert not run.exists
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stale)
+        exists = run.exists
+    assert exists

@@ -156,8 +156,11 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run here."""
-        return (self.path / "run.json").is_file()
+        """Whether there is a run here; so it is taken where that cannot be told, as with a server that is away."""
+        try:
+            return (self.path / "run.json").is_file()
+        except OSError:
+            return True
 
     @property
     def manifest(self) -> Manifest:

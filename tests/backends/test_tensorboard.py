@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trackhub.backend import OpenedRun, RunInfo
+from trackhub.backend import OpenedRun, Rewind, RunInfo
 from trackhub.backends.tensorboard import SHOWN_TEXT_BYTES, TensorBoardBackend, TensorBoardOptions, file
 from trackhub.backends.tensorboard.file import crc32c
 from trackhub.backends.tensorboard.text import escaped, file_name, markdown_table, run_directory_name
@@ -539,6 +539,30 @@ def test_a_full_disk_leaves_no_half_record_and_is_waited_for(
     FullDisk.room = 1 << 30
     backend.write_metrics(points(2, 4))
     assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("room", [10, 100, 50_000, 120_000])
+def test_a_rewind_that_a_full_disk_cuts_short_is_done_again_as_a_whole(
+    bench: Bench, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "FileIO", FullDisk)
+    monkeypatch.setattr(FullDisk, "room", 1 << 30)
+    backend = bench.open()
+    backend.write_metrics(points(0, 3000))
+    good = bench.events.read_bytes()
+    rewind = Rewind(attempt=2, time_ns=at(3000), metrics={"loss": 99})
+    FullDisk.room = room
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match=r"No space left"):
+            backend.rewind(rewind)
+        assert bench.events.read_bytes() == good
+        FullDisk.room = room
+    FullDisk.room = 1 << 30
+    assert backend.rewind(rewind)
+    backend.write_metrics(points(100, 102, loss=7.0))
+    assert [step for step, _ in bench.scalars("acc")] == list(range(3000))
+    assert [step for step, _ in bench.scalars("loss")] == [*range(102)]
+    assert bench.scalars("loss")[-2:] == [(100, 7.0), (101, 7.0)]
 
 
 def test_opening_can_be_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

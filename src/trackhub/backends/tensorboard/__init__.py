@@ -192,7 +192,14 @@ class TensorBoardBackend(Backend):
                     found = len(event.summary.value) > 0 and self._superseded_in(event, rewind)
             if not found:
                 return True
-            self._copy_survivors(rewind, first_step, restarts)
+            file = self._opened_file()
+            size_bytes = file.size_bytes
+            try:
+                self._copy_survivors(rewind, first_step, restarts)
+            except BaseException:
+                # Half of it would look done to the next call, which meets the restart that it began with.
+                file.cut_back(size_bytes)
+                raise
         return True
 
     def disconnect(self) -> None:

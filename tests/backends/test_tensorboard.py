@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stage import Stage, scalars
 
 from trackhub.backend import OpenedRun, Rewind, RunInfo
 from trackhub.backends.tensorboard import SHOWN_TEXT_BYTES, TensorBoardBackend, TensorBoardOptions, file
@@ -38,6 +39,7 @@ from trackhub.records import (
     TagsSet,
     TextLogged,
 )
+from trackhub.rundir import RunDirectory
 
 pytest.importorskip("tensorboard")
 pytestmark = [
@@ -481,6 +483,69 @@ def test_another_attempt_appends(bench: Bench) -> None:
     assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
 
 
+def test_a_run_that_goes_on_under_another_name_stays_where_it_is(bench: Bench) -> None:
+    bench.open(name="a").write_metrics(points(0, 2))
+    state = bench.backend.checkpoint()
+    assert bench.opened.remote_id == "a-3f9a1c"
+    bench.open(state, name="b").write_metrics(points(2, 4))
+    assert bench.opened.remote_id == "a-3f9a1c"
+    assert list(Readers(bench.logdir).context.multiplexer.Runs()) == ["a-3f9a1c"]
+    assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("machine", ["hub", "another"])
+def test_a_resumed_run_with_another_name_is_shown_once(stage: Stage, machine: str) -> None:
+    code = """
+        import trackhub
+        with trackhub.init(run_id="the-run", name={name!r}, backends=["tensorboard"]) as tracker:
+            for step in range(3):
+                tracker.log_metrics({{"loss": 1.0}}, step={first} + step)
+        """
+    stage.run(code.format(name="a", first=0))
+    hub = stage.path / machine
+    stage.run(code.format(name="b", first=3), environment={"TRACKHUB_DIR": str(hub)})
+    run = RunDirectory(hub / "the-run")
+    stage.wait_closed("tensorboard", run=run)
+    assert list(Readers(stage.path / "runs").context.multiplexer.Runs()) == ["a-the-run"]
+    assert scalars(run) == {"loss": [(step, 1.0) for step in range(6)]}
+    assert run.cursor("tensorboard").report.points == (6 if machine == "hub" else 3)
+
+
+@pytest.mark.parametrize("first", ["a", "the-job"])
+def test_another_machine_finds_the_run_under_the_name_it_had(bench: Bench, first: str) -> None:
+    for run_id in ("job", "x-the-job", "the-job.0a1b2c3d"):  # whose directories are called alike
+        bench.open(id=run_id, name="0-the", origin="00000001").write_metrics(points(9, 10))
+    bench.open(id="the-job", name=first, origin="0a1b2c3d").write_metrics(points(0, 2))
+    there = bench.opened.remote_id
+    bench.open(id="the-job", name="b", origin="4e5f6071").write_metrics(points(2, 4))
+    assert bench.opened.remote_id == there
+    assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
+    assert len(Readers(bench.logdir).context.multiplexer.Runs()) == 4
+
+
+def test_a_run_in_another_log_directory_is_called_by_its_name_there(bench: Bench) -> None:
+    bench.open(name="a").write_metrics(points(0, 2))
+    state = bench.backend.checkpoint()
+    bench.logdir = bench.logdir.with_name("elsewhere")
+    with pytest.raises(StateLost):
+        bench.open(state, name="b")
+    bench.open(name="b")
+    assert bench.opened.remote_id == "b-3f9a1c"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_state_leads_nowhere_outside_of_the_log_directory(bench: Bench, tmp_path: Path, inside: bool) -> None:
+    bench.open(name="a").write_metrics(points(0, 2))
+    moved = bench.run.rename(tmp_path / "a-3f9a1c")
+    [events] = moved.iterdir()
+    state = {
+        **bench.backend.checkpoint(),
+        "file": f"{bench.logdir / '..' if inside else tmp_path}/{moved.name}/{events.name}",
+    }
+    with pytest.raises(StateLost):
+        bench.open(state)
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 10)])
 def test_a_file_that_has_lost_data_is_not_continued(bench: Bench, damage: Callable[[Path], None]) -> None:
     bench.open().write_metrics(points(0, 2))
@@ -650,7 +715,7 @@ def test_a_run_that_goes_on_after_its_end_is_running_again(bench: Bench) -> None
 
 def test_one_run_does_not_hide_anothers_params_and_metrics(bench: Bench) -> None:
     for index, key in enumerate(("first", "second")):
-        backend = bench.open(name=key)
+        backend = bench.open(name=key, id=f"2026112{index}-093000-3f9a1c")
         backend.write_params([ParamsLogged(at(0), {key: index})])
         backend.write_metrics(points(0, 1, **{f"{key} metric": 1.0}))
         backend.close("finished")

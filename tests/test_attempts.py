@@ -113,6 +113,18 @@ def test_whatever_is_delivered_when_the_curve_is_the_same(attempts: list[Any]) -
         assert again == wanted
 
 
+def test_an_attempt_may_be_seen_before_it_has_logged_anything(tmp_path: Path) -> None:
+    run = rehearse(tmp_path)
+    run.log(samples.metrics(1, loss=1.0))
+    run.deliver()
+    run.begin()
+    run.deliver()
+    run.log(samples.metrics(1, loss=2.0))
+    run.deliver()
+    assert [(point.step, point.value) for point in run.shown().metrics["loss"]] == [(1, 2.0)]
+    assert read_run(run.run.journal).attempts == 2
+
+
 def test_a_value_with_a_later_step_is_superseded_if_the_step_is_said(tmp_path: Path) -> None:
     run = rehearse(tmp_path)
     texts = [

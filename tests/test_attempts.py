@@ -23,6 +23,9 @@ NAMES = ("a", "b", "c")
 STEPS = st.integers(0, 6)
 RECORD = st.tuples(STEPS, st.sets(st.sampled_from(NAMES), min_size=1))
 DELIVER = st.sampled_from(["no", "yes", "forgotten"])
+RANKS = (0, 1, 2)
+START = st.none() | st.just("again") | st.integers(-1, 6)
+EVENT = st.tuples(st.sampled_from(RANKS), START, st.tuples(STEPS, st.sets(st.sampled_from(NAMES))), DELIVER)
 ATTEMPT = st.tuples(st.none() | st.integers(-1, 6), st.lists(st.tuples(RECORD, DELIVER), max_size=6))
 
 
@@ -111,6 +114,100 @@ def test_whatever_is_delivered_when_the_curve_is_the_same(attempts: list[Any]) -
             name: sorted((p.step, p.time_ns) for p in points) for name, points in taken_back.shown().metrics.items()
         }
         assert again == wanted
+
+
+class Ranks:
+    """Ranks of one run, which start again when they like; now and then one process alone goes on from a checkpoint."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.writers: dict[int, JournalWriter] = {}
+        self.attempts: dict[int, list[Any]] = {rank: [] for rank in RANKS}
+        self.counts = dict.fromkeys(RANKS, 0)
+
+    def start(self, rank: int) -> None:
+        self.end(rank)
+        role = "rank" if rank else "owner"
+        self.writers[rank] = JournalWriter(self.journal, role, CREATED_NS, rank=rank, rank_count=len(RANKS))  # type: ignore[arg-type]
+        self.attempts[rank].append((None, []))
+
+    def start_alone(self, resume_step: int) -> None:
+        self.end(*RANKS)
+        self.writers[0] = JournalWriter(self.journal, "owner", CREATED_NS, resume_step=resume_step)
+        for attempts in self.attempts.values():
+            attempts.append((resume_step, []))
+
+    def log(self, rank: int, step: int, names: set[str]) -> None:
+        self.counts[rank] += 1
+        own = {f"rank{rank}/{name}" if rank else name: float(step) for name in sorted(names)}
+        self.writers[rank].append_metrics(own, step, CREATED_NS + self.counts[rank])
+        self.attempts[rank][-1][1].append(((step, names), ""))
+
+    def end(self, *ranks: int) -> None:
+        for rank in ranks:
+            if rank in self.writers:
+                self.writers.pop(rank).close()
+
+    def left(self) -> dict[str, list[tuple[int, int]]]:
+        """No rank logs another's metrics, so the rule holds for each of them by itself."""
+        return {
+            f"rank{rank}/{name}" if rank else name: points
+            for rank, attempts in self.attempts.items()
+            for name, points in left(attempts).items()
+        }
+
+
+NOTHING, A2, A5, A9 = (0, set[str]()), (2, {"a"}), (5, {"a"}), (9, {"a"})
+TWICE = [(0, "again", A2, "yes"), (1, "again", A2, "yes"), (0, "again", A2, "yes")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(EVENT, min_size=1, max_size=10))
+@example([(0, "again", A5, "no"), (1, "again", A5, "yes"), (1, "again", A2, "yes"), (0, "again", A2, "yes")])
+@example([(1, "again", A5, "yes"), (1, "again", A2, "yes"), (1, None, (3, {"b"}), "yes")])
+@example([(0, "again", A5, "yes"), (1, "again", A2, "yes"), (1, "again", A9, "yes"), (0, 3, A5, "yes")])
+@example([*TWICE, (1, "again", A9, "yes"), (1, "again", A5, "yes")])
+@example([*TWICE, (1, "again", A9, "yes"), (1, "again", NOTHING, "yes"), (1, None, A5, "yes")])
+def test_ranks_may_start_again_in_any_order(events: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        run = rehearse(Path(directory))
+        ranks = Ranks(run.run.journal)
+        for rank, start, (step, names), deliver in events:
+            if isinstance(start, int):
+                rank = 0
+                ranks.start_alone(start)
+            elif start == "again" or rank not in ranks.writers:
+                ranks.start(rank)
+            ranks.log(rank, step, names)
+            if deliver == "yes":
+                run.deliver()
+            elif deliver == "forgotten":
+                with run.cursor_not_saved():
+                    run.deliver()
+        ranks.end(*RANKS)
+        run.deliver()
+        wanted = ranks.left()
+        for _ in range(2):
+            shown = run.shown().metrics
+            assert {n: sorted((p.step, p.time_ns) for p in points) for n, points in shown.items()} == wanted
+            # All of it again, from the start.
+            run.lose_cursor()
+            MemoryBackend.runs.clear()
+            run.deliver()
+        readout = read_run(run.run.journal)
+        assert {name: one.count for name, one in readout.metrics.items()} == {n: len(p) for n, p in wanted.items()}
+
+
+def test_an_attempt_may_be_seen_before_it_has_logged_anything(tmp_path: Path) -> None:
+    run = rehearse(tmp_path)
+    run.log(samples.metrics(1, loss=1.0))
+    run.deliver()
+    run.begin()
+    run.deliver()
+    run.log(samples.metrics(1, loss=2.0))
+    run.deliver()
+    assert [(point.step, point.value) for point in run.shown().metrics["loss"]] == [(1, 2.0)]
+    assert read_run(run.run.journal).attempts == 2
 
 
 def test_a_value_with_a_later_step_is_superseded_if_the_step_is_said(tmp_path: Path) -> None:

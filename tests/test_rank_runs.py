@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -255,6 +256,69 @@ def test_a_second_attempt_goes_on_with_the_run_and_its_end_counts(stage: Stage) 
         "rank1/x": [(0, 0.0), (1, 1.0)],
         "rank2/x": [(0, 0.0)],
     }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::PendingDeprecationWarning")
+def test_ranks_that_are_back_and_delivered_before_rank_0_supersede_what_they_log_anew(
+    stage: Stage, server: str
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    code = """
+        import os, sys, trackhub
+        attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        with trackhub.init(backends=["tensorboard", "mlflow"]) as tracker:
+            for step in [range(11), range(5, 9)][attempt]:
+                tracker.log_metrics({"x": attempt}, step=step)
+            if attempt == 0 or os.environ["RANK"] == "0":
+                assert tracker.flush()
+            print("logged", flush=True)
+            sys.stdin.readline()
+            if attempt == 0:
+                raise RuntimeError("first attempt")
+        """
+    environment = {**ALL, "TRACKHUB_MLFLOW_TRACKING_URI": server, "TRACKHUB_MLFLOW_EXPERIMENT": "ahead"}
+    for attempt in (0, 1):
+        ranks = []
+        for rank in [(0, 1, 2), (2, 1, 0)][attempt]:
+            more = {**environment, **place(rank, 3), "TORCHELASTIC_RESTART_COUNT": str(attempt)}
+            ranks.append(stage.start(code, environment=more, stderr=subprocess.PIPE))
+            assert said(ranks[-1]) == "logged"
+            if attempt and rank:
+                # By nobody whom rank 0 has started.
+                subprocess.run(
+                    [sys.executable, "-m", "trackhub", "sync"],
+                    env={**stage.environment, **environment},
+                    cwd=stage.path,
+                    check=True,
+                    timeout=60,
+                    capture_output=True,
+                )
+                given = [stage.run_directory().cursor(name).report.points for name in ("tensorboard", "mlflow")]
+                assert given == [3 * 11 + 4 * (3 - rank)] * 2
+        for process in ranks:
+            tell(process)
+        for process in ranks:
+            process.communicate(timeout=60)
+        assert [process.returncode for process in ranks] == [1 - attempt] * 3
+        stage.wait_closed("tensorboard", "mlflow")
+    wanted = [(step, float(step >= 5)) for step in range(9)]
+    names = ("x", "rank1/x", "rank2/x")
+    assert scalars(stage.run_directory()) == dict.fromkeys(names, wanted)
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("ahead")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    [entry] = json.loads(run.data.tags["trackhub.superseded"])
+    assert run.data.tags["trackhub.attempt"] == "2"
+    for name in names:
+        history = client.get_metric_history(run.info.run_id, name)
+        left = [
+            (point.step, point.value)
+            for point in history
+            if point.timestamp >= entry["logged_before"] or point.step <= entry["metrics"][name]
+        ]
+        assert (len(history), sorted(left)) == (15, wanted)
 
 
 def test_a_rank_takes_over_when_nobody_delivers_any_more(stage: Stage) -> None:

@@ -4,8 +4,9 @@ Apart from the delivery because readers of the journal ask the same: a run that 
 checkpoint has steps twice in its journal, and shows one curve. Memory grows with the number of names of metrics, not
 with the number of points.
 
-An attempt is what one owner of the run writes, with its workers and the ranks that a launcher started beside it. It
-supersedes, of earlier attempts,
+An attempt is what one owner of the run writes, with its workers and the ranks that a launcher started beside it. Ranks
+start in any order: one that starts again begins another attempt, and an owner that comes later joins it. An attempt
+supersedes, of earlier ones,
 
 - everything with a step later than its `resume_step`, if it has said one,
 - each metric that it logs, from the first step on that it logs it with.
@@ -39,17 +40,17 @@ class _Attempt:
 
     Args:
         number: 1 for the first.
-        owner: The number of its owner's writer.
-        time_ns: When it began.
+        time_ns: When its owner began or, as long as there is none, the first of its ranks.
+        owner: The number of its owner's writer; None as long as there is none.
         resume_step: The step it has said that it goes on from.
         firsts: Name of a metric -> the step it was first logged with.
         position: How far the journal has been read for `firsts`.
     """
 
     number: int
-    owner: int
     time_ns: int
-    resume_step: int | None
+    owner: int | None = None
+    resume_step: int | None = None
     firsts: dict[str, int] = field(default_factory=dict)
     position: Position = field(default_factory=dict)
 
@@ -82,7 +83,7 @@ class Highest:
 
     Args:
         step: Of all.
-        before: Of those before the last attempt.
+        before: Of those before the last attempt, or the last rank ahead of its owner, began.
     """
 
     step: int | None = None
@@ -109,10 +110,11 @@ class Attempts:
     def __init__(self, journal: Path) -> None:
         self._reader = JournalReader(journal)
         self._attempts: list[_Attempt] = []
-        self._owners: dict[int, bool] = {}
-        self._starts_of_rank: dict[int, int] = {}
-        self._ranks: dict[int, int] = {}
-        self._begun: tuple[int, set[str]] | None = None
+        self._starts: dict[int, WriterStarted | None] = {}
+        self._numbers: dict[int, int] = {}
+        self._rank_began_ns: dict[int, int] = {}
+        self._last_owned = 0
+        self._begun: dict[int, set[str]] = {}
 
     def close(self) -> None:
         """Close the journal."""
@@ -121,31 +123,51 @@ class Attempts:
     def look(self) -> int:
         """Look for attempts that have begun since; gives their number in all."""
         segments = self._reader.segments()
+        fresh = False
         for writer in segments:
-            if writer in self._owners:
+            if writer in self._starts:
                 continue
             start = {str(writer): (segments[writer][0], _FIRST_FRAME)}
             chunk = self._reader.read(start, max_points=1, only=writer)
             if chunk.empty:
                 continue
-            self._owners[writer] = writer in chunk.owners
-            started = chunk.began.get(writer)
-            if writer in chunk.owners and started is not None:
-                self._attempts.append(_Attempt(0, writer, started.time_ns, _resume_step(started)))
-                self._attempts.sort(key=lambda attempt: attempt.owner)
-            elif isinstance(started, RankStarted):
-                self._ranks[started.rank] = self._ranks.get(started.rank, 0) + (started.role == "rank")
-                self._starts_of_rank[writer] = self._ranks[started.rank]
-        for number, attempt in enumerate(self._attempts, 1):
-            attempt.number = number
+            self._starts[writer] = chunk.began.get(writer)
+            fresh = True
+        if fresh:
+            self._number_all()
         return len(self._attempts)
 
     def number_of(self, writer: int) -> int:
-        """The attempt that a writer belongs to: that of the last owner up to it.
+        """The attempt that a writer belongs to."""
+        return self._numbers.get(writer, max(self._last_owned, 1))
 
-        Ranks are started anew with their owner, and may begin before it does: then their number of starts tells.
-        """
-        return max(sum(attempt.owner <= writer for attempt in self._attempts), self._starts_of_rank.get(writer, 0), 1)
+    def _number_all(self) -> None:
+        """Tell the attempts apart, from the first frames of all writers in their order."""
+        self._attempts.clear()
+        self._begun.clear()
+        last_owned = 0
+        of_rank: dict[int, tuple[int, int]] = {}
+        for writer, started in sorted(self._starts.items()):
+            number = max(last_owned, 1)
+            if isinstance(started, RankStarted) and started.rank and started.role != "owner":
+                if started.role == "rank":
+                    before = of_rank.get(started.rank, (0, 0))[0]
+                    of_rank[started.rank] = max(number, before + 1), started.time_ns
+                # A worker goes with its rank, whose names it shares.
+                number, self._rank_began_ns[writer] = of_rank.get(started.rank, (number, started.time_ns))
+            elif started is not None and started.role == "owner":
+                # An owner of several may find that its ranks have begun the attempt; one alone has none.
+                earlier = last_owned if isinstance(started, RankStarted) else len(self._attempts)
+                number = last_owned = earlier + 1
+            self._numbers[writer] = number
+            if started is None or started.role == "worker":
+                continue
+            if number > len(self._attempts):
+                self._attempts.append(_Attempt(number, started.time_ns))
+            if started.role == "owner":
+                attempt = self._attempts[number - 1]
+                attempt.owner, attempt.time_ns, attempt.resume_step = writer, started.time_ns, _resume_step(started)
+        self._last_owned = last_owned
 
     def sort_out(self, chunk: Chunk, since: Position, highest: Highest) -> list[Part]:
         """Take a chunk apart: what each attempt in it supersedes, and what later ones have superseded of it.
@@ -160,19 +182,21 @@ class Attempts:
             return [Part(None, chunk.records)]
         parts: list[Part] = []
         stretches = dict(chunk.by_writer())
-        for writer in sorted({*stretches, *chunk.owners}):
+        for writer in sorted({*stretches, *chunk.began}):
             number = self.number_of(writer)
             records = stretches.get(writer, [])
             part = self.kept(number, records)
-            begins = writer in chunk.owners
-            if begins and number > 1:
-                highest.begin()
             if number <= len(self._attempts):
                 attempt = self._attempts[number - 1]
+                is_ahead = attempt.owner is None or writer < attempt.owner
+                if number > 1 and writer in chunk.began and (is_ahead or writer == attempt.owner):
+                    highest.begin()
                 metrics = self._logged_anew(attempt, records, since, highest.before)
-                after_step = attempt.resume_step if begins else None
+                after_step = attempt.resume_step if writer in chunk.owners else None
                 if metrics or after_step is not None:
-                    part.rewind = Rewind(number, attempt.time_ns, after_step, metrics)
+                    # What a rank has logged ahead of its owner is not to be called earlier.
+                    time_ns = self._rank_began_ns[writer] if is_ahead and number > 1 else attempt.time_ns
+                    part.rewind = Rewind(number, time_ns, after_step, metrics)
             # Also what is left out now: it may have arrived before, and that been forgotten.
             highest.take(records)
             parts.append(part)
@@ -241,11 +265,11 @@ class Attempts:
             return {}
         if highest_before is not None and all(point.step > highest_before for point in points):
             # Which ones it begins here is only looked up if it ever comes back below.
-            self._begun = None
+            self._begun.pop(attempt.number, None)
             return {}
-        if self._begun is None or self._begun[0] != attempt.number:
-            self._begun = attempt.number, self._begun_before(attempt, since)
-        begun = self._begun[1]
+        if attempt.number not in self._begun:
+            self._begun[attempt.number] = self._begun_before(attempt, since)
+        begun = self._begun[attempt.number]
         found: dict[str, int] = {}
         for point in points:
             if not begun.issuperset(point.values):

@@ -88,7 +88,7 @@ class Cursor(msgspec.Struct):
             not.
         closed_status: The status the backend's run was closed with.
         highest_step: The highest step of all metrics delivered so far; None for not known.
-        highest_before: The highest one when the run's last owner began.
+        highest_before: The highest one when the run's last owner began, or a rank ahead of its owner.
         report: What became of the records.
     """
 

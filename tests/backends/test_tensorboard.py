@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stage import Stage, scalars
 
-from trackhub.backend import OpenedRun, RunInfo
+from trackhub.backend import OpenedRun, Rewind, RunInfo
 from trackhub.backends.tensorboard import SHOWN_TEXT_BYTES, TensorBoardBackend, TensorBoardOptions, file
 from trackhub.backends.tensorboard.file import crc32c
 from trackhub.backends.tensorboard.text import escaped, file_name, markdown_table, run_directory_name
@@ -38,6 +39,7 @@ from trackhub.records import (
     TagsSet,
     TextLogged,
 )
+from trackhub.rundir import RunDirectory
 
 pytest.importorskip("tensorboard")
 pytestmark = [
@@ -481,6 +483,69 @@ def test_another_attempt_appends(bench: Bench) -> None:
     assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
 
 
+def test_a_run_that_goes_on_under_another_name_stays_where_it_is(bench: Bench) -> None:
+    bench.open(name="a").write_metrics(points(0, 2))
+    state = bench.backend.checkpoint()
+    assert bench.opened.remote_id == "a-3f9a1c"
+    bench.open(state, name="b").write_metrics(points(2, 4))
+    assert bench.opened.remote_id == "a-3f9a1c"
+    assert list(Readers(bench.logdir).context.multiplexer.Runs()) == ["a-3f9a1c"]
+    assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("machine", ["hub", "another"])
+def test_a_resumed_run_with_another_name_is_shown_once(stage: Stage, machine: str) -> None:
+    code = """
+        import trackhub
+        with trackhub.init(run_id="the-run", name={name!r}, backends=["tensorboard"]) as tracker:
+            for step in range(3):
+                tracker.log_metrics({{"loss": 1.0}}, step={first} + step)
+        """
+    stage.run(code.format(name="a", first=0))
+    hub = stage.path / machine
+    stage.run(code.format(name="b", first=3), environment={"TRACKHUB_DIR": str(hub)})
+    run = RunDirectory(hub / "the-run")
+    stage.wait_closed("tensorboard", run=run)
+    assert list(Readers(stage.path / "runs").context.multiplexer.Runs()) == ["a-the-run"]
+    assert scalars(run) == {"loss": [(step, 1.0) for step in range(6)]}
+    assert run.cursor("tensorboard").report.points == (6 if machine == "hub" else 3)
+
+
+@pytest.mark.parametrize("first", ["a", "the-job"])
+def test_another_machine_finds_the_run_under_the_name_it_had(bench: Bench, first: str) -> None:
+    for run_id in ("job", "x-the-job", "the-job.0a1b2c3d"):  # whose directories are called alike
+        bench.open(id=run_id, name="0-the", origin="00000001").write_metrics(points(9, 10))
+    bench.open(id="the-job", name=first, origin="0a1b2c3d").write_metrics(points(0, 2))
+    there = bench.opened.remote_id
+    bench.open(id="the-job", name="b", origin="4e5f6071").write_metrics(points(2, 4))
+    assert bench.opened.remote_id == there
+    assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
+    assert len(Readers(bench.logdir).context.multiplexer.Runs()) == 4
+
+
+def test_a_run_in_another_log_directory_is_called_by_its_name_there(bench: Bench) -> None:
+    bench.open(name="a").write_metrics(points(0, 2))
+    state = bench.backend.checkpoint()
+    bench.logdir = bench.logdir.with_name("elsewhere")
+    with pytest.raises(StateLost):
+        bench.open(state, name="b")
+    bench.open(name="b")
+    assert bench.opened.remote_id == "b-3f9a1c"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_state_leads_nowhere_outside_of_the_log_directory(bench: Bench, tmp_path: Path, inside: bool) -> None:
+    bench.open(name="a").write_metrics(points(0, 2))
+    moved = bench.run.rename(tmp_path / "a-3f9a1c")
+    [events] = moved.iterdir()
+    state = {
+        **bench.backend.checkpoint(),
+        "file": f"{bench.logdir / '..' if inside else tmp_path}/{moved.name}/{events.name}",
+    }
+    with pytest.raises(StateLost):
+        bench.open(state)
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 10)])
 def test_a_file_that_has_lost_data_is_not_continued(bench: Bench, damage: Callable[[Path], None]) -> None:
     bench.open().write_metrics(points(0, 2))
@@ -539,6 +604,30 @@ def test_a_full_disk_leaves_no_half_record_and_is_waited_for(
     FullDisk.room = 1 << 30
     backend.write_metrics(points(2, 4))
     assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("room", [10, 100, 50_000, 120_000])
+def test_a_rewind_that_a_full_disk_cuts_short_is_done_again_as_a_whole(
+    bench: Bench, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "FileIO", FullDisk)
+    monkeypatch.setattr(FullDisk, "room", 1 << 30)
+    backend = bench.open()
+    backend.write_metrics(points(0, 3000))
+    good = bench.events.read_bytes()
+    rewind = Rewind(attempt=2, time_ns=at(3000), metrics={"loss": 99})
+    FullDisk.room = room
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match=r"No space left"):
+            backend.rewind(rewind)
+        assert bench.events.read_bytes() == good
+        FullDisk.room = room
+    FullDisk.room = 1 << 30
+    assert backend.rewind(rewind)
+    backend.write_metrics(points(100, 102, loss=7.0))
+    assert [step for step, _ in bench.scalars("acc")] == list(range(3000))
+    assert [step for step, _ in bench.scalars("loss")] == [*range(102)]
+    assert bench.scalars("loss")[-2:] == [(100, 7.0), (101, 7.0)]
 
 
 def test_opening_can_be_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,7 +715,7 @@ def test_a_run_that_goes_on_after_its_end_is_running_again(bench: Bench) -> None
 
 def test_one_run_does_not_hide_anothers_params_and_metrics(bench: Bench) -> None:
     for index, key in enumerate(("first", "second")):
-        backend = bench.open(name=key)
+        backend = bench.open(name=key, id=f"2026112{index}-093000-3f9a1c")
         backend.write_params([ParamsLogged(at(0), {key: index})])
         backend.write_metrics(points(0, 1, **{f"{key} metric": 1.0}))
         backend.close("finished")

@@ -81,8 +81,8 @@ class Chunk:
 
     def by_writer(self) -> list[tuple[int, list[JournalRecord]]]:
         """The records of each writer that has any, with its number."""
-        ends = [*(first for _, first in self.parts[1:]), len(self.records)]
-        return [(writer, self.records[first:end]) for (writer, first), end in zip(self.parts, ends, strict=True)]
+        stops = [*(first for _, first in self.parts), len(self.records)][1:]
+        return [(writer, self.records[first:stop]) for (writer, first), stop in zip(self.parts, stops, strict=True)]
 
 
 class JournalReader:

@@ -192,15 +192,17 @@ class MlflowBackend(Backend):
         began_ms = rewind.time_ns // 1_000_000
         limits = {self._key(name): rewind.last_kept_step(name) for name in rewind.metrics}
         # The last point of each metric. Where it is of the new attempt, this has been here before.
-        found = {
-            last.key: limits.get(last.key, rewind.after_step)
+        lasts = {
+            last.key: last
             for last in data._metric_objs
             if (kept := limits.get(last.key, rewind.after_step)) is not None
             and last.step > kept
             and last.timestamp < began_ms
         }
-        if found:
-            entries = _with_superseded(data.tags.get(_SUPERSEDED_TAG, ""), rewind, began_ms, found)
+        if lasts:
+            found = {key: limits.get(key, rewind.after_step) for key in lasts}
+            logged_ms = max(last.timestamp for last in lasts.values())
+            entries = _with_superseded(data.tags.get(_SUPERSEDED_TAG, ""), rewind, logged_ms, found)
             attempt = max(rewind.attempt, len(entries) + 1)
             self._send_pairs({}, {_SUPERSEDED_TAG: json.dumps(entries), _ATTEMPT_TAG: str(attempt)})
         return False
@@ -688,18 +690,20 @@ def _same_json(stored: str, value: Any, text: str) -> bool:
     return str(loaded) == text or json.dumps(loaded, sort_keys=True) == json.dumps(value, sort_keys=True)
 
 
-def _with_superseded(tag: str, rewind: Rewind, began_ms: int, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _with_superseded(tag: str, rewind: Rewind, logged_ms: int, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the tag says of the points that are superseded, with what has been found now.
 
     An entry is an attempt: points that were logged before it began (milliseconds since the Unix epoch, as MLflow's own)
-    are superseded behind a step, `after_step` for all metrics and those in `metrics` for one each.
+    are superseded behind a step, `after_step` for all metrics and those in `metrics` for one each. Ranks begin an
+    attempt one by one, and share an entry if what is superseded was logged before the first of them.
     """
+    began_ms = rewind.time_ns // 1_000_000
     try:
         entries = [entry for entry in json.loads(tag) if isinstance(entry, dict)]
     except (ValueError, TypeError):
         entries = []
     entry: dict[str, Any] = {"attempt": rewind.attempt, "logged_before": began_ms}
-    same = [one for one in entries if entry.items() <= one.items()]
+    same = [one for one in entries if entry.items() <= one.items() or _covers(one, rewind, logged_ms)]
     entry = same[0] if same else entry
     if entry not in entries:
         entries.append(entry)
@@ -711,6 +715,14 @@ def _with_superseded(tag: str, rewind: Rewind, began_ms: int, found: Mapping[str
     if len(json.dumps(entries)) > _MAX_TAG_LENGTH:
         entry["metrics"] = f"more than fit here, from step {min(found.values()) + 1} on"
     return entries
+
+
+def _covers(entry: Mapping[str, Any], rewind: Rewind, logged_ms: int) -> bool:
+    """Whether metrics that were last logged at a time may be added to an entry of the same attempt."""
+    if entry.get("attempt") != rewind.attempt or rewind.after_step is not None or "after_step" in entry:
+        return False
+    before_ms = entry.get("logged_before")
+    return isinstance(before_ms, int) and logged_ms < before_ms <= rewind.time_ns // 1_000_000
 
 
 def _chunks(pairs: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:

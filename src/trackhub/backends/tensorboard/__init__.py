@@ -29,7 +29,14 @@ from trackhub.backends.tensorboard.file import (
     unavailable_on_os_error,
 )
 from trackhub.backends.tensorboard.reading import TensorBoardReadBack
-from trackhub.backends.tensorboard.text import escaped, file_name, markdown_table, run_directory_name, value_text
+from trackhub.backends.tensorboard.text import (
+    escaped,
+    file_name,
+    markdown_table,
+    may_be_run_directory,
+    run_directory_name,
+    value_text,
+)
 from trackhub.errors import MissingPackageError, RecordRejected, SettingsError, StateLost
 from trackhub.readback import ReadBack
 from trackhub.records import (
@@ -55,6 +62,7 @@ SHOWN_TEXT_BYTES = 256 * 1024
 """TensorBoard renders Markdown anew at every look; beyond this a page takes seconds to come."""
 
 _COPIED_AT_ONCE = 1000
+_OWN_LENGTH = 100  # of a run's id in the name of its file, where the run directory's origin follows
 _LARGEST_EXACT_INTEGER = 2**53  # hyperparameters are 64-bit floats
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _SUFFIXES = {"text/html": ".html", "image/svg+xml": ".svg", "application/json": ".json", "text/plain": ".txt"}
@@ -128,10 +136,10 @@ class TensorBoardBackend(Backend):
         self._make.stepless.update(state.get("stepless", ()))
         logdir = _absolute(self.options.logdir, run.working_directory)
         parent = "" if run.parent_remote_id is None else f"{run.parent_remote_id}/"
-        remote_id = parent + run_directory_name(run.name, run.id)
-        self._directory = logdir / remote_id
+        self._directory = self._place_of_run(logdir, parent, state)
+        remote_id = self._directory.relative_to(logdir).as_posix()
         # With an origin, the run may have files of other run directories, on other machines, beside ours.
-        own = file_name(f"{file_name(run.id)[:100]}.{run.origin}" if run.origin else run.id)
+        own = file_name(f"{file_name(run.id)[:_OWN_LENGTH]}.{run.origin}" if run.origin else run.id)
         path = self._place_of_file(own, run.created_ns // 10**9)
         self._amendment = self._directory / f"events.out.tfevents.0.{own}.trackhub-amendment"
 
@@ -192,7 +200,14 @@ class TensorBoardBackend(Backend):
                     found = len(event.summary.value) > 0 and self._superseded_in(event, rewind)
             if not found:
                 return True
-            self._copy_survivors(rewind, first_step, restarts)
+            file = self._opened_file()
+            size_bytes = file.size_bytes
+            try:
+                self._copy_survivors(rewind, first_step, restarts)
+            except BaseException:
+                # Half of it would look done to the next call, which meets the restart that it began with.
+                file.cut_back(size_bytes)
+                raise
         return True
 
     def disconnect(self) -> None:
@@ -365,6 +380,28 @@ class TensorBoardBackend(Backend):
             events.append(self._make.image(record.time_ns, record.step, record.name, *picture))
             events.append(self._rows(record, f"{record.name}/table", columns, rows, notes))
         self._append(events, curves, notes)
+
+    def _place_of_run(self, logdir: Path, parent: str, state: Mapping[str, Any]) -> Path:
+        """The directory the run has, under whatever name it was begun, or else one that is called by its name."""
+        run, folder = self._run, logdir / parent
+        named = folder / run_directory_name(run.name, run.id)
+        with unavailable_on_os_error("look for the run in", folder):
+            file = Path(state.get("file", ""))
+            if file.is_relative_to(logdir) and ".." not in file.relative_to(logdir).parts and file.is_file():
+                return file.parent
+            if named.exists() or not folder.exists():
+                return named
+            # A directory's name may be that of another run: the names of event files have the whole id.
+            own = file_name(run.id)
+            owns = rf"{re.escape(own)}|{re.escape(own[:_OWN_LENGTH])}\.[0-9a-f]+"
+            event_file = re.compile(rf"events\.out\.tfevents\.[0-9]+\.(?:{owns})\.trackhub")
+            found = [
+                path
+                for path in folder.iterdir()
+                if may_be_run_directory(path.name, run.id)
+                and any(event_file.fullmatch(one.name) for one in path.glob("*.trackhub"))
+            ]
+            return min(found, default=named)
 
     def _place_of_file(self, own: str, seconds: int) -> Path:
         """This directory's event file of the run: where it is, or behind those of other directories."""

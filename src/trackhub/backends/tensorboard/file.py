@@ -160,6 +160,13 @@ class EventFile:
                 raise
         self.size_bytes += len(data)
 
+    def cut_back(self, size_bytes: int) -> None:
+        """Take back what was appended behind a size the file had. Never raises: the next call does what fails now."""
+        self.size_bytes = size_bytes
+        self.close()
+        with contextlib.suppress(OSError, StateLost):
+            self._file = self._opened()
+
     def close(self) -> None:
         """Let go of the file. Never raises."""
         if self._file is not None:

@@ -37,12 +37,22 @@ def run_directory_name(name: str, run_id: str) -> str:
     >>> run_directory_name("20261121-093000-3f9a1c", "20261121-093000-3f9a1c")
     '20261121-093000-3f9a1c'
     """
+    return file_name(name) if name == run_id else f"{file_name(name)}{_end_of_directory_name(run_id)}"
+
+
+def may_be_run_directory(directory_name: str, run_id: str) -> bool:
+    """Whether a directory is called as one of this run would be, under any name that the run may have had.
+
+    >>> may_be_run_directory("sgd-3f9a1c", "20261121-093000-3f9a1c"), may_be_run_directory("sgd-job-7", "job-8")
+    (True, False)
+    """
+    return directory_name == file_name(run_id) or directory_name.endswith(_end_of_directory_name(run_id))
+
+
+def _end_of_directory_name(run_id: str) -> str:
     generated = _GENERATED_RUN_ID.fullmatch(run_id)
-    own = file_name(name)
-    if name == run_id:
-        return own
     # An id of the user's own making may have its difference anywhere, so that is taken whole.
-    return f"{own}-{generated[1] if generated else run_id}"
+    return f"-{generated[1] if generated else run_id}"
 
 
 def value_text(value: PlainValue) -> str:

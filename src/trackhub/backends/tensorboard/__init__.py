@@ -159,7 +159,11 @@ class TensorBoardBackend(Backend):
         return {
             "file": str(file.path),
             "size_bytes": file.size_bytes,
-            "tags": {kind: dict(names) for kind, names in self._make.tags.items()},
+            # There may be a hundred thousand, and few are called otherwise.
+            "tags": {
+                kind: {name: tag if tag != name else "" for name, tag in names.items()}
+                for kind, names in self._make.tags.items()
+            },
             "stepless": sorted(self._make.stepless),
             "params": dict(self._params),
             "counts": dict(self._counts),

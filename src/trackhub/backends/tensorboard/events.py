@@ -29,7 +29,7 @@ class EventMaker:
     """Makes serialised events. The same calls give the same bytes, whatever the batches and restarts between them.
 
     Args:
-        tags: Kind -> name -> tag, as `tags` was when the state was remembered; empty at first.
+        tags: Kind -> name -> tag (empty: the same as the name), as in the state that was remembered; empty at first.
         notes: Told of names that are shown under another tag.
     """
 
@@ -40,7 +40,9 @@ class EventMaker:
 
         self._event_type, self._value_type, self._hparams_type = Event, Summary.Value, HParamsPluginData
         self._notes = notes
-        self.tags: dict[str, dict[str, str]] = {kind: dict(names) for kind, names in tags.items()}
+        self.tags: dict[str, dict[str, str]] = {
+            kind: {name: tag or name for name, tag in names.items()} for kind, names in tags.items()
+        }
         self.stepless: set[str] = set()
         self._taken = {tag for names in self.tags.values() for tag in names.values()} | {_SESSION_START, _SESSION_END}
 

@@ -45,7 +45,7 @@ class TensorBoardReadBack(ReadBack):
     Args:
         file: Our event file.
         size_bytes: How much of it is known to be whole.
-        tags: Kind -> name -> tag.
+        tags: Kind -> name -> tag (empty: the same as the name).
         as_hyperparameter: What the HPARAMS page can hold of a param.
         beside: Where a file of a record is kept beside the events; None where there is none.
     """
@@ -154,13 +154,13 @@ class TensorBoardReadBack(ReadBack):
         return kind == "item" and name.startswith("files/")
 
     def _tag(self, kind: str, name: str) -> str:
-        return self._tags.get(kind, {}).get(name, name or "_")
+        return self._tags.get(kind, {}).get(name) or name or "_"
 
     def _look(self) -> None:
         """Read everything once: which scalars there are, the rest, and whether it is whole."""
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-        numbered = {self._tags[kind][kind] for kind in ("params", "tags") if kind in self._tags}
+        numbered = {self._tag(kind, kind) for kind in ("params", "tags") if kind in self._tags}
         params: dict[str, Any] | None = None
         status: RunStatus | None = None
         for place, event in enumerate(self._all_events(checked=True)):

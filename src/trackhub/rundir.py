@@ -299,10 +299,16 @@ class RunDirectory:
             os.fsync(file.fileno())
         fresh.replace(self.path / "freed.json")
 
-    def amount(self) -> Skim:
-        """What the journal amounts to, with what was freed of it."""
+    def amount(self, alive: set[int] | None = None) -> Skim:
+        """What the journal amounts to, with what was freed of it.
+
+        Args:
+            alive: Filled with the writers whose processes still write.
+        """
         freed = self.freed
-        return skim(self.journal) if freed is None else skim(self.journal, freed.position, freed.amount)
+        if freed is None:
+            return skim(self.journal, alive=alive)
+        return skim(self.journal, freed.position, freed.amount, alive)
 
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""

@@ -13,6 +13,7 @@ from trackhub.cli.overview import overview
 from trackhub.delivery import Delivery
 from trackhub.journal import JournalWriter
 from trackhub.journal import skim as skimming
+from trackhub.journal import writer as writing
 from trackhub.records import MetricsLogged, RunEnded
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.rundir import RunDirectory
@@ -78,6 +79,21 @@ def test_a_run_that_finishes_while_it_is_looked_at_was_not_killed(
     once(monkeypatch, of, name, lambda: end(writer), before=before)
     assert overview(run.run).status == status
     assert overview(run.run).status == "finished"
+
+
+def test_a_run_whose_journal_is_just_begun_was_not_killed(run: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    once(
+        monkeypatch,
+        writing,
+        "claim_writer_number",
+        lambda: seen.extend([overview(run.run).status, run.run.end()[0]]),
+        before=False,
+    )
+    writer = JournalWriter(run.run.journal, "owner", CREATED_NS)
+    assert seen == ["running", "running"]
+    writer.close()
+    assert overview(run.run).status == run.run.end()[0] == "killed"
 
 
 @pytest.mark.parametrize("damaged", [False, True])

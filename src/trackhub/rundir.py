@@ -28,7 +28,7 @@ import msgspec
 from trackhub.backend import RunInfo
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader, Position
+from trackhub.journal import Holders, JournalReader, Position, a_writer_is_alive
 from trackhub.journal.skim import Skim, skim
 from trackhub.private import UntrustedFileError, make_directory, open_file, read_file
 from trackhub.records import RunEnded, RunStatus, StoredFile
@@ -321,8 +321,12 @@ class RunDirectory:
             holders = freed.amount.holders
         status = holders.status(alive.__contains__)
         if status is None:
-            return ("running" if holders.chief else "killed"), None
+            return self.status_without_end(holders), None
         return status, holders.end
+
+    def status_without_end(self, holders: Holders) -> RunStatus:
+        """The status of a run that `Holders.status` knows no end of: nobody has begun it, or somebody just now."""
+        return "running" if holders.chief or a_writer_is_alive(self.journal) else "killed"
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""

@@ -73,8 +73,8 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
     deliveries = [DeliverySeen.of(run, name) for name in (run.backends if backends is None else backends)]
     alive = set[int]()
     amount = run.amount(alive)
-    ended = amount.holders.status(alive.__contains__)
-    status: RunStatus = ended or ("running" if amount.holders.chief else "killed")
+    holders = amount.holders
+    status: RunStatus = holders.status(alive.__contains__) or run.status_without_end(holders)
     standings = tuple(_standing(run, seen, amount, status) for seen in deliveries)
     return Overview(run, manifest, status, amount, standings)
 

@@ -23,6 +23,7 @@ from trackhub.backend import Backend, RunInfo
 from trackhub.cli import app, inventory
 from trackhub.records import ConfusionMatrixLogged, HistogramLogged, ModelLogged, RocCurveLogged, StoredFile
 from trackhub.rundir import RunDirectory
+from trackhub.waiting import wait_for_deliveries
 
 COMMAND = str(Path(sys.executable).with_name("trackhub"))
 KILLED = """
@@ -305,6 +306,26 @@ def test_status_tells_what_is_not_delivered_and_sync_delivers_it() -> None:
     assert "tensorboard: complete (metrics 1)" in said.out
     assert call("status").out == "1 run complete\n"
     assert call("status", waiting.id, "--json").json[0]["complete"] is True
+    assert "1 run already complete" in call("sync").out
+
+
+def test_sync_is_content_with_what_its_wait_has_seen_though_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_and_log_on(*arguments: Any, **more: Any) -> Any:
+        arrived = wait_for_deliveries(*arguments, **more)
+        tracker.log_metrics({"loss": 2.0})
+        return arrived
+
+    with to_tensorboard(mode="offline") as tracker:
+        tracker.log_metrics({"loss": 1.0})
+        with monkeypatch.context() as patched:
+            patched.setattr("trackhub.sync.wait_for_deliveries", wait_and_log_on)
+            assert "tensorboard: complete (metrics 1)" in call("sync").out
+            (report,) = call("sync", "--json").json
+        assert (report["id"], report["complete"], report["command"]) == (tracker.id, True, None)
+        assert report["backends"]["tensorboard"]["points"] == 2
+        assert call("status", "--json", code=1).json[0]["backends"]["tensorboard"]["undelivered"] == 1
+    # What came later, and its end, are yet to be delivered.
+    assert call("sync", "--json").json[0]["backends"]["tensorboard"]["points"] == 3
     assert "1 run already complete" in call("sync").out
 
 

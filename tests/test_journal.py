@@ -114,6 +114,37 @@ def test_reading_goes_on_from_any_position_that_went_through_json(tmp_path: Path
         position = json.loads(json.dumps(chunk.position))
 
 
+def test_reading_ends_where_it_is_told_to_wherever_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "FIRST_SEGMENT_BYTES", 300)
+    monkeypatch.setattr(journal, "LAST_SEGMENT_BYTES", 300)
+    writers = [JournalWriter(tmp_path, "owner", 1), JournalWriter(tmp_path, "worker", 1)]
+    ends: list[tuple[dict[str, tuple[int, int]], int]] = []
+    reader = JournalReader(tmp_path)
+    for step in range(60):
+        writers[step % 7 == 3].append_metrics({"loss": float(step)}, step, step)
+        ends.append((reader.read({}).position, step + 1))
+    assert len(reader.segments()[1]) > 2
+    everything = as_text(read_all(tmp_path).records)
+    for end, count in ends:
+        found, place = [], {}
+        while not (chunk := reader.read(place, max_points=4, end=end)).empty:
+            found += chunk.records
+            place = chunk.position
+        assert place == end
+        assert len(found) == count
+        assert set(as_text(found)) <= set(everything)
+        assert sorted(record.step for record in found) == list(range(count))
+        assert reader.read(ends[-1][0], end=end).empty
+    # An end that is damaged is inside of a record.
+    segment, offset = ends[-1][0]["1"]
+    for inside in range(offset):
+        found = reader.read({}, only=1, end={"1": (segment, inside)}).records
+        assert [record.step for record in found] == sorted(record.step for record in found)
+    reader.close()
+    for writer in writers:
+        writer.close()
+
+
 def test_a_chunk_is_no_larger_than_asked_for(tmp_path: Path) -> None:
     write(tmp_path, *[MetricsLogged(1, step, {"a": 1.0, "b": 2.0}) for step in range(1000)])
     reader = JournalReader(tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage import Stage, said, tell, wait_until
 from typer.testing import CliRunner, Result
 
 from trackhub import plugins
@@ -184,3 +185,44 @@ def test_child_runs_are_compared_too(run: Rehearsal, tmp_path: Path) -> None:
     said = verify(run)
     assert said.exit_code == 1
     assert said.stdout.index("all is there") < said.stdout.index("missing run")
+
+
+LOGGING = """
+import sys, threading, time, trackhub
+told = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), told.set()), daemon=True).start()
+tracker = trackhub.init(backends=["tensorboard"])
+step = 0
+while not told.is_set():
+    tracker.log_metrics({"x": step / 7, f"x{step // 1000}": step}, step=step)
+    if step % 500 == 0:
+        tracker.log_params({f"p{step}": step})
+        tracker.log_text("note", str(step), step=step)
+    if step == 100:
+        print("logging", flush=True)
+    step += 1
+    time.sleep(0.0005)
+tracker.finish(timeout=60)
+print(step, flush=True)
+"""
+
+
+def test_a_run_that_logs_all_the_time_is_compared_while_it_does(stage: Stage) -> None:
+    process = stage.start(LOGGING)
+    said(process)
+    found = stage.run_directory()
+    wait_until(lambda: found.cursor("tensorboard").report.points > 100, "the delivery to begin")
+    for _ in range(5):
+        (plain,) = json.loads(call(found, "--json", exit_code=0).stdout)
+        assert (plain["outcome"], plain["findings"]) == ("agrees", [])
+        assert plain["compared"]["points"] > 100
+    tell(process)
+    steps = int(said(process))
+    (plain,) = json.loads(call(found, "--json", exit_code=0).stdout)
+    assert (plain["outcome"], plain["compared"]["points"], plain["undelivered"]) == ("agrees", 2 * steps, 0)
+
+
+def call(run: RunDirectory, *arguments: str, exit_code: int) -> Result:
+    result = CliRunner().invoke(app, ["verify", str(run.path), *arguments])
+    assert result.exit_code == exit_code, result.output
+    return result

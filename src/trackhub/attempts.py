@@ -31,7 +31,6 @@ from trackhub.journal import (
 from trackhub.records import MetricsLogged
 
 _FIRST_FRAME = 24
-_READ_POINTS = 5_000
 
 
 @dataclass
@@ -281,11 +280,10 @@ class Attempts:
         """The metrics that an attempt had begun to log up to a position."""
         names: set[str] = set()
         for writer in self._writers_of(attempt.number):
-            if str(writer) in end:
-                for records in self._stretches(writer, {}, end[str(writer)]):
-                    for record in records:
-                        if isinstance(record, MetricsLogged):
-                            names.update(record.values)
+            for records in self._stretches(writer, {}, end):
+                for record in records:
+                    if isinstance(record, MetricsLogged):
+                        names.update(record.values)
         return names
 
     def _read_firsts(self, attempt: _Attempt) -> None:
@@ -301,22 +299,14 @@ class Attempts:
     def _writers_of(self, number: int) -> list[int]:
         return [writer for writer in self._reader.segments() if self.number_of(writer) == number]
 
-    def _stretches(
-        self, writer: int, position: Position, end: tuple[int, int] | None = None
-    ) -> Iterator[list[JournalRecord]]:
+    def _stretches(self, writer: int, position: Position, end: Position | None = None) -> Iterator[list[JournalRecord]]:
         """The records of one writer from a position on, which goes along, up to an end."""
-        key, count = str(writer), _READ_POINTS
+        key = str(writer)
         while True:
             place: Position = {key: position[key]} if key in position else {}
-            chunk = self._reader.read(place, max_points=count, only=writer)
+            chunk = self._reader.read(place, only=writer, end=end)
             if chunk.empty:
                 return
-            if end is not None and chunk.position[key] > tuple(end):
-                # The end is between two records: come closer to it.
-                if count == 1:
-                    return
-                count //= 2
-                continue
             position[key] = chunk.position[key]
             yield chunk.records
 

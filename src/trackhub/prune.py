@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trackhub.journal import JournalReader, Position, a_writer_is_alive, segment_name
+from trackhub.journal import JournalReader, Position, segment_name
 from trackhub.journal.skim import Skim, skim
 from trackhub.rundir import Freed, RunDirectory
 
@@ -150,7 +150,7 @@ def _why_kept(run: RunDirectory, contents: _Contents, older_than_seconds: float,
     """Why a run has to stay as it is; None if it can be freed."""
     if run.path.is_symlink():
         return "its directory is a link"
-    if a_writer_is_alive(run.journal):
+    if run.is_being_written:
         return "it is being written"
     for name in run.manifest.in_process:
         # Nobody can complete it once its training process has let go.
@@ -196,7 +196,7 @@ def _remove_whole(run: RunDirectory, contents: _Contents) -> Pruned:
     aside = run.path.with_name(f"{_ASIDE}{run.path.name}-{os.getpid()}")
     run.path.rename(aside)
     moved = RunDirectory(aside)
-    if a_writer_is_alive(moved.journal):
+    if moved.is_being_written:
         # Somebody has begun to write it just then: it goes on where it was.
         aside.rename(run.path)
         return Pruned(run, kept="it is being written")

@@ -20,6 +20,31 @@ SILENT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class DeliverySeen:
+    """What there is to see of the delivery of a run to one backend, at one moment.
+
+    Args:
+        backend: Its name.
+        process_id: The last process that delivered; None if none has begun.
+        claimed: Whether it still did. If not, it has saved its last cursor, and this is it.
+        cursor: As saved then, or since.
+    """
+
+    backend: str
+    process_id: int | None
+    claimed: bool
+    cursor: Cursor
+
+    @classmethod
+    def of(cls, run: RunDirectory, backend: str) -> DeliverySeen:
+        """Look at it."""
+        file = run.cursor_file(backend)
+        # In this order: a delivery saves its cursor, and then lets go. Read before, the cursor might be an earlier one
+        # of a delivery that has done all it had to do meanwhile, and would seem to have ended half way.
+        return cls(backend, file.holder(), file.is_claimed, file.load())
+
+
+@dataclass(frozen=True)
 class BackendStanding:
     """How one run stands with one backend.
 
@@ -45,28 +70,29 @@ class BackendStanding:
 
     @classmethod
     def of(
-        cls, run: RunDirectory, backend: str, cursor: Cursor, undelivered: int, *, ended: bool, arrived: bool = False
+        cls, run: RunDirectory, seen: DeliverySeen, undelivered: int, *, ended: bool, arrived: bool = False
     ) -> BackendStanding:
         """Put together how a run stands.
 
         Args:
             run: The run.
-            backend: The backend's name.
-            cursor: As last saved by the delivery.
-            undelivered: Number of records behind the cursor.
+            seen: What was seen of the delivery.
+            undelivered: Number of records behind its cursor.
             ended: Whether the run has ended.
             arrived: Whether all that is asked after is known to be there. What others have written since is theirs to
                 ask after.
         """
-        lives_in_process = backend in run.manifest.in_process
+        backend, cursor = seen.backend, seen.cursor
         if arrived or (not undelivered and (cursor.closed or not ended)):
             return cls(backend, cursor, 0, complete=True)
         file = run.cursor_file(backend)
-        claimed = file.is_claimed
-        if lives_in_process and not claimed:
-            return cls(backend, cursor, undelivered, complete=True, out_of_reach=True)
-        silent_seconds = _silent_seconds(run, cursor, file.claimed_ns) if claimed else 0.0
-        return cls(backend, cursor, undelivered, False, False, file.holder(), claimed, silent_seconds)
+        # Another one may have begun since.
+        delivering = seen.claimed or file.is_claimed
+        if not delivering:
+            lost = backend in run.manifest.in_process
+            return cls(backend, cursor, undelivered, complete=lost, out_of_reach=lost, process_id=seen.process_id)
+        silent_seconds = _silent_seconds(run, cursor, file.claimed_ns)
+        return cls(backend, cursor, undelivered, False, False, file.holder(), True, silent_seconds)
 
     def sentences(self) -> list[str]:
         """What people should know, a sentence each; the first says where it stands."""
@@ -108,9 +134,9 @@ class BackendStanding:
     def _what_is_wrong(self) -> list[str]:
         """Why it may be that nothing arrives, where the delivery itself cannot say it any more."""
         whose = self.cursor.report.version or self.backend
-        if self.process_id is None:
-            return [f"{self.backend}: its delivery has not begun (delivery.log may say why)"]
         if not self.delivering:
+            if self.process_id is None:
+                return [f"{self.backend}: its delivery has not begun (delivery.log may say why)"]
             return [
                 f"{self.backend}: process {self.process_id} of its delivery ended before it was done: it was ended "
                 f"from outside, or by a failure of {whose} (delivery.log may say more)"
@@ -213,8 +239,7 @@ def delivery_report(
     ended = run.end()[0] != "running"
     standings = []
     for name in run.backends if backends is None else backends:
-        cursor = run.cursor(name)
-        standings.append(
-            BackendStanding.of(run, name, cursor, run.remaining(cursor), ended=ended, arrived=name in arrived)
-        )
+        seen = DeliverySeen.of(run, name)
+        left = run.remaining(seen.cursor)
+        standings.append(BackendStanding.of(run, seen, left, ended=ended, arrived=name in arrived))
     return DeliveryReport(run.manifest.id, command, tuple(standings), tuple(children), tuple(room_sentences(run.path)))

@@ -28,7 +28,7 @@ import msgspec
 from trackhub.backend import RunInfo
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
-from trackhub.journal import JournalReader, Position, writer_is_alive
+from trackhub.journal import Holders, JournalReader, Position, a_writer_is_alive
 from trackhub.journal.skim import Skim, skim
 from trackhub.private import UntrustedFileError, make_directory, open_file, read_file
 from trackhub.records import RunEnded, RunStatus, StoredFile
@@ -302,10 +302,16 @@ class RunDirectory:
             os.fsync(file.fileno())
         fresh.replace(self.path / "freed.json")
 
-    def amount(self) -> Skim:
-        """What the journal amounts to, with what was freed of it."""
+    def amount(self, alive: set[int] | None = None) -> Skim:
+        """What the journal amounts to, with what was freed of it.
+
+        Args:
+            alive: Filled with the writers whose processes still write.
+        """
         freed = self.freed
-        return skim(self.journal) if freed is None else skim(self.journal, freed.position, freed.amount)
+        if freed is None:
+            return skim(self.journal, alive=alive)
+        return skim(self.journal, freed.position, freed.amount, alive)
 
     def end(self) -> tuple[RunStatus, RunEnded | None]:
         """The run's status, and the record that ended it; a run whose process vanished is "killed"."""
@@ -318,21 +324,21 @@ class RunDirectory:
             holders = freed.amount.holders
         status = holders.status(alive.__contains__)
         if status is None:
-            return ("running" if holders.chief else "killed"), None
+            return self.status_without_end(holders), None
         return status, holders.end
 
     @property
     def is_being_written(self) -> bool:
         """Whether a process has the journal open: the run's owner, a rank, or a worker that was forked from one."""
-        reader = JournalReader(self.journal)
-        try:
-            return any(writer_is_alive(self.journal, writer) for writer in reader.segments())
-        finally:
-            reader.close()
+        return a_writer_is_alive(self.journal)
 
     def is_settled(self, cursor: Cursor) -> bool:
         """Whether the backend of a cursor has everything, and nothing more can come."""
         return cursor.closed and not self.is_being_written and not self.remaining(cursor)
+
+    def status_without_end(self, holders: Holders) -> RunStatus:
+        """The status of a run that `Holders.status` knows no end of: nobody has begun it, or somebody just now."""
+        return "running" if holders.chief or self.is_being_written else "killed"
 
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""

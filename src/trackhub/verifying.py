@@ -3,6 +3,9 @@
 Apart from the delivery because it trusts nothing the delivery has remembered except how far it came and what it has
 reported. What should be there is computed in one place, `Expected`; what is there is read by `Backend.read_back`, one
 group of metrics after the other, so that memory stays bounded however long the run was.
+
+A run may go on while it is compared. The journal is read as it was when the comparison began; what was logged since is
+looked at only to tell what is there already from what nobody has logged.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import struct
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -179,6 +182,8 @@ class Expected:
     The one place for whatever comes between journal and backend: processors drop or change records in `_delivered`, and
     what a later attempt has superseded is left out there, or may be there where a backend cannot take it back.
 
+    Made before the backend is read: the journal is then read up to where it ended now, however often it is read.
+
     Args:
         run: The run.
         backend: The backend.
@@ -196,9 +201,18 @@ class Expected:
         self._pipeline = Pipeline(backend.options.processors)
         self._rejected = _rejected(run.rejected / f"{backend.name}.jsonl")
         self._attempts = Attempts(run.journal)
-        self._has_attempts = self._attempts.look() > 1
-        self._under_way = {_identity(record) for record in self._behind(cursor.position, MAX_UNDELIVERED + 1)}
+        self._under_way: set[tuple[Any, ...]] = set()
+        self._end = cursor.position
+        for chunk in self._chunks(cursor.position):
+            self._under_way.update(_identity(record) for record in _without_ends(chunk))
+            self._end = chunk.position
+            if len(self._under_way) > MAX_UNDELIVERED:
+                break
         self.undelivered = len(self._under_way)
+
+    def runs_still(self) -> bool:
+        """Whether the run has not ended yet, at this moment."""
+        return self._run.end()[0] == "running"
 
     def records(self) -> Iterator[tuple[Deliverable, bool]]:
         """All records but metrics, as the backend is given them, each with whether it must be there.
@@ -206,10 +220,13 @@ class Expected:
         What is under way or was rejected may be there or not.
         """
         for record, may_miss in self._delivered():
-            if isinstance(record, MetricsLogged):
-                continue
-            for final in lowering.lower(record, self._supported, self.info):
+            for final in self._lowered(record):
                 yield final, not (may_miss or _identity(final) in self._rejected)
+
+    def later_records(self) -> Iterator[Deliverable]:
+        """The same of what was logged since this was made, which may be there already."""
+        for record in self._later():
+            yield from self._lowered(record)
 
     def points(self) -> Iterator[tuple[MetricsLogged, bool]]:
         """All metrics, each step with whether it must be there."""
@@ -219,11 +236,19 @@ class Expected:
             if isinstance(record, MetricsLogged):
                 yield record, not may_miss
 
-    def superseded_points(self) -> Iterator[MetricsLogged]:
-        """Metrics that a later attempt has superseded."""
-        if "metrics" not in self._supported or not self._has_attempts:
+    def later_points(self) -> Iterator[MetricsLogged]:
+        """Metrics that were logged since this was made, which may be there already."""
+        if "metrics" not in self._supported:
             return
-        for chunk in self._chunks({}):
+        for record in self._later():
+            if isinstance(record, MetricsLogged):
+                yield record
+
+    def superseded_points(self) -> Iterator[MetricsLogged]:
+        """Metrics that a later attempt has superseded, by now."""
+        if "metrics" not in self._supported or self._attempts.look() < 2:
+            return
+        for chunk in self._chunks({}, self._end):
             for _, part in self._attempts.kept_of(chunk):
                 for record in part.points_left_out:
                     for shown in self._processed(record):
@@ -246,7 +271,7 @@ class Expected:
     def _delivered(self) -> Iterator[tuple[Deliverable, bool]]:
         """The journal's records as they are for this backend, each with whether it may be missing there."""
         self.damaged.clear()
-        for chunk in self._chunks({}):
+        for chunk in self._chunks({}, self._end):
             self.damaged.extend(chunk.damaged)
             for _, part in self._attempts.kept_of(chunk):
                 for records, are_superseded in ((part.kept, False), (part.others_left_out, True)):
@@ -265,17 +290,19 @@ class Expected:
         self._pipeline.drain_notes()
         return shown
 
-    def _behind(self, position: Position, most: int) -> Iterator[Deliverable]:
-        """The first records behind a position."""
-        records = (
-            record for chunk in self._chunks(position) for record in chunk.records if not isinstance(record, RunEnded)
-        )
-        return itertools.islice(records, most)
+    def _lowered(self, record: Deliverable) -> list[Deliverable]:
+        """What a record other than metrics is shown as."""
+        return [] if isinstance(record, MetricsLogged) else lowering.lower(record, self._supported, self.info)
 
-    def _chunks(self, position: Position) -> Iterator[Chunk]:
+    def _later(self) -> Iterator[Deliverable]:
+        for chunk in self._chunks(self._end):
+            for record in _without_ends(chunk):
+                yield from self._processed(record)
+
+    def _chunks(self, position: Position, end: Position | None = None) -> Iterator[Chunk]:
         reader = JournalReader(self._run.journal)
         try:
-            while not (chunk := reader.read(position, max_points=CHUNK_POINTS)).empty:
+            while not (chunk := reader.read(position, max_points=CHUNK_POINTS, end=end)).empty:
                 yield chunk
                 position = chunk.position
         finally:
@@ -309,14 +336,14 @@ class _Comparison:
 
     def _compare_metrics(self) -> None:
         there, result = self._there, self._result
+        known = set(there.metric_names())
         counts: Counter[str] = Counter()
         for record, _ in self._expected.points():
             counts.update(record.values.keys())
-        for record in self._expected.superseded_points():
+        for record in itertools.chain(self._expected.superseded_points(), self._expected.later_points()):
             # Nothing of these must be there; what is, is told apart from what nobody has logged.
             counts.update(dict.fromkeys(record.values, 0))
         names = {name: there.metric_name(name) for name in counts}
-        known = set(there.metric_names())
         for extra in sorted(known - set(names.values())):
             self._extra("metric", extra)
         for group in _groups(counts):
@@ -334,20 +361,21 @@ class _Comparison:
         matches = {names[name]: _Match(name, columns[name], there) for name in group}
         for found, point in there.points([name for name in matches if name in known]):
             matches[found].take(point)
-        superseded: dict[str, _Column] = {}
-        for record in self._expected.superseded_points():
-            for name, value in record.values.items():
-                if name in columns:
-                    superseded.setdefault(name, _Column()).add(record.step, value, record.time_ns, must=False)
+        # Asked after what is there was read: whatever the delivery has done about it, the journal knows by now.
+        superseded = _columns(self._expected.superseded_points(), columns)
+        later = _columns(self._expected.later_points(), columns)
         for match in matches.values():
             match.finish(may_miss=self._expected.has_rejected_points)
-            if match.extra and match.name in superseded:
+            if match.name in superseded:
                 self._drop_superseded(match, superseded[match.name])
+            if match.name in later:
+                match.forget_extra(later[match.name])
             self._judge(match)
 
     def _drop_superseded(self, match: _Match, column: _Column) -> None:
         """Forget what is there and was superseded, where the backend could not take it back."""
-        for point in self._there.metric_points(match.name, column.points()):
+        match.forget_missing(column)
+        for point in self._there.metric_points(match.name, column.points()) if match.extra else ():
             if not isinstance(point, str) and _cancel(match.extra, match.normal(point)):
                 self._result.explained["points that a later attempt superseded, still shown"] += 1
 
@@ -427,11 +455,15 @@ class _Comparison:
 
     def _compare_records(self) -> None:
         there = self._there
+        found_params, found_tags, listed = there.params, there.tags, there.items()
+        found_items = None if listed is None else list(listed)
         params, tags = _Values(first_stands=there.first_param_stands), _Values()
-        items: dict[str, tuple[Item, bool]] = {}
+        items: dict[str, _Value] = {}
         times: Counter[str] = Counter()
         unknown = 0
-        for record, must in self._expected.records():
+        # Asked after what is there was read, so that it has all of it.
+        later = ((record, False) for record in self._expected.later_records())
+        for record, must in itertools.chain(self._expected.records(), later):
             if isinstance(record, ParamsLogged):
                 for name, value in record.params.items():
                     params.add(name, there.param(name, value), must=must)
@@ -442,11 +474,11 @@ class _Comparison:
             if wanted is None:
                 unknown += 1
             for item in wanted or ():
-                items[item.path] = (item, must)
+                items.setdefault(item.path, _Value(item.path)).add(item, must=must)
                 times[item.path] += 1
-        self._compare_values("param", params, there.params)
-        self._compare_values("tag", tags, there.tags)
-        self._compare_items(items, times, complete=not unknown)
+        self._compare_values("param", params, found_params)
+        self._compare_values("tag", tags, found_tags)
+        self._compare_items(items, times, found_items, complete=not unknown)
         if unknown:
             self._result.not_compared.append(f"{unknown:,} artifacts, whose local files are gone")
 
@@ -462,18 +494,19 @@ class _Comparison:
             if key not in found:
                 if one.must_be:
                     result.find(f"missing {kind}", one.name, logged=one.must_be[0])
-            elif not any(_same(found[key], value) for value in (*one.must_be, *one.may_be)):
+            elif not any(_same(found[key], value) for value in one.any):
                 if self._there.is_shared:
                     result.explained[f"{kind}s that others have set first"] += 1
                 else:
-                    result.find(f"different {kind}", one.name, logged=[*one.must_be, *one.may_be][0], found=found[key])
+                    result.find(f"different {kind}", one.name, logged=one.any[0], found=found[key])
         for name in found:
             if name not in wanted.values:
                 self._extra(kind, name)
 
-    def _compare_items(self, wanted: dict[str, tuple[Item, bool]], times: Counter[str], *, complete: bool) -> None:
-        result, there = self._result, self._there
-        found = there.items()
+    def _compare_items(
+        self, wanted: dict[str, _Value], times: Counter[str], found: Sequence[Item] | None, *, complete: bool
+    ) -> None:
+        result = self._result
         if found is None:
             if wanted:
                 result.not_compared.append("files, which cannot be listed there")
@@ -487,13 +520,15 @@ class _Comparison:
             seen[item.path] += 1
             if seen[item.path] > times[item.path]:
                 result.find("shown twice", item.path)
-            logged, _ = wanted[item.path]
-            if _differ(logged.size_bytes, item.size_bytes):
-                result.find("different size", item.path, logged=logged.size_bytes, found=item.size_bytes)
-            elif _differ(logged.sha256, item.sha256):
-                result.find("different content", item.path, logged=logged.sha256, found=item.sha256)
-        for path, (_, must) in wanted.items():
-            if must and path not in seen:
+            candidates = wanted[item.path].any
+            if not any(_is_like(logged, item) for logged in candidates):
+                logged = candidates[0]
+                if _differ(logged.size_bytes, item.size_bytes):
+                    result.find("different size", item.path, logged=logged.size_bytes, found=item.size_bytes)
+                else:
+                    result.find("different content", item.path, logged=logged.sha256, found=item.sha256)
+        for path, one in wanted.items():
+            if one.must_be and path not in seen:
                 result.find("missing file", path)
         result.compared["items"] = len(wanted)
 
@@ -501,12 +536,13 @@ class _Comparison:
         there, cursor = self._there, self._expected.cursor
         if there.status is None:
             return
-        if cursor.closed and cursor.closed_status is not None:
+        runs_still = self._expected.runs_still()
+        if cursor.closed and cursor.closed_status is not None and not runs_still:
             wanted = there.end_status(cursor.closed_status)
-        elif self._expected.is_running:
+        elif runs_still and not cursor.closed:
             wanted = "running"
         else:
-            # Its end is not delivered yet, or just being delivered.
+            # Its end is not delivered yet, or just being delivered; or a process has gone on with it since.
             self._result.not_compared.append("the end of the run, which is not delivered yet")
             return
         if there.status != wanted:
@@ -560,8 +596,21 @@ class _Column:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __getitem__(self, index: int) -> Point:
+        return Point(self.steps[index], self.values[index], self.times[index])
+
     def points(self) -> Iterator[Point]:
         return (Point(*one) for one in zip(self.steps, self.values, self.times, strict=True))
+
+
+def _columns(records: Iterable[MetricsLogged], names: Collection[str]) -> dict[str, _Column]:
+    """The points of some metrics, none of which must be there."""
+    found: dict[str, _Column] = {}
+    for record in records:
+        for name, value in record.values.items():
+            if name in names:
+                found.setdefault(name, _Column()).add(record.step, value, record.time_ns, must=False)
+    return found
 
 
 class _Match:
@@ -615,6 +664,36 @@ class _Match:
             if not _cancel(self.extra, wanted):
                 self.missing[wanted] += 1
 
+    def forget_missing(self, superseded: _Column) -> None:
+        """Let go of what is missing and was superseded since the column was read.
+
+        Args:
+            superseded: What is by now. What had been before is not in the column.
+        """
+        if not self.missing and not self.lost:
+            return
+        since = Counter(map(_key, superseded.points()))
+        for index, point in self.expected():
+            if not isinstance(point, str) and _cancel(since, _key(self.column[index])):
+                if self.lost:
+                    self.lost -= 1
+                else:
+                    _cancel(self.missing, self.normal(point))
+
+    def forget_extra(self, later: _Column) -> None:
+        """Let go of what is there and was logged since the column was read.
+
+        Args:
+            later: All that was.
+        """
+        if not self.extra:
+            return
+        # The whole metric: what a vendor keeps of a point may hang on those before it.
+        logged = itertools.chain(self.column.points(), later.points())
+        for point in itertools.islice(self._there.metric_points(self.name, logged), len(self.column), None):
+            if not isinstance(point, str):
+                _cancel(self.extra, self.normal(point))
+
     def times_expected(self, keys: Collection[_Key]) -> Counter[_Key]:
         """How often each of these should be there."""
         found = (self.normal(point) for _, point in self.expected() if not isinstance(point, str))
@@ -646,19 +725,29 @@ class _Values:
             return
         key, value = wanted
         one = self.values.setdefault(key, _Value(name))
-        if not must:
-            one.may_be.append(value)
-        elif not one.must_be or not self._first_stands:
-            one.must_be = [value]
+        if not (must and one.must_be and self._first_stands):
+            one.add(value, must=must)
 
 
 @dataclass
 class _Value:
-    """One param or tag: its name, the value it must have (if it must be there), and others it may have."""
+    """One param, tag or file: its name, the value it must have (if it must be there), and others it may have."""
 
     name: str
     must_be: list[Any] = field(default_factory=list)
     may_be: list[Any] = field(default_factory=list)
+
+    def add(self, value: Any, *, must: bool) -> None:
+        """Another value was logged."""
+        if must:
+            self.must_be = [value]
+        else:
+            self.may_be.append(value)
+
+    @property
+    def any(self) -> list[Any]:
+        """All values it may have."""
+        return [*self.must_be, *self.may_be]
 
 
 def _groups(counts: Counter[str]) -> Iterator[list[str]]:
@@ -703,8 +792,16 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)
 
 
+def _is_like(logged: Item, found: Item) -> bool:
+    return not _differ(logged.size_bytes, found.size_bytes) and not _differ(logged.sha256, found.sha256)
+
+
 def _differ(one: Any, other: Any) -> bool:
     return one is not None and other is not None and one != other
+
+
+def _without_ends(chunk: Chunk) -> Iterator[Deliverable]:
+    return (record for record in chunk.records if not isinstance(record, RunEnded))
 
 
 def _identity(record: Deliverable) -> tuple[Any, ...]:

@@ -444,6 +444,90 @@ def test_what_is_not_delivered_yet_may_be_there_or_not(tmp_path: Path) -> None:
     assert place.verified().outcome == "agrees"
 
 
+def meanwhile(place: Place, patched: pytest.MonkeyPatch, do: Callable[[], object]) -> Verification:
+    """Verify, with something done once when the comparison has begun and nothing has been read from the vendor yet."""
+    read_back = place.kind.read_back
+    left = [do]
+
+    def first_do(backend: Backend, *arguments: Any) -> Any:
+        if left:
+            left.pop()()
+        return read_back(backend, *arguments)
+
+    with patched.context() as context:
+        context.setattr(place.kind, "read_back", first_do)
+        return place.verified()
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "does not arrive"])
+def test_what_is_logged_while_the_run_is_compared_may_be_there_or_not(
+    place: Place, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    log_everything(place.run)
+    place.run.deliver()
+
+    def go_on() -> None:
+        for step in range(STEPS, STEPS + 10):
+            time_ns = CREATED_NS + (10**4 + step) * 10**9
+            place.run.log(MetricsLogged(time_ns, step, {"loss": 0.5}))
+            place.run.log(MetricsLogged(time_ns, step, {"new/ü=%": 1.5, "loss ": 2.5}))
+        place.run.log(ParamsLogged(CREATED_NS + 10**13, {"late": 1}), TagsSet(CREATED_NS + 10**13, {"late": "tag"}))
+        place.run.log(samples.artifact(place.run, "out/late.bin", b"late"))
+        if arrives:
+            place.run.deliver()
+
+    found = meanwhile(place, monkeypatch, go_on)
+    assert (found.outcome, found.findings) == ("agrees", [])
+    assert found.compared["points"] == place.verified().compared["points"] - 30
+
+    # What is there and was logged by nobody is still told, and so is what was lost.
+    place.run.deliver()
+    place.points(lambda stored: stored.append((STEPS + 3, 9.5, stored[-1][2])))
+    place.points(lambda stored: stored.remove(next(one for one in stored if one[0] == 7)))
+    more = MetricsLogged(CREATED_NS + 10**14, STEPS + 10, {"loss": 0.25})
+    found = meanwhile(place, monkeypatch, lambda: place.run.log(more))
+    assert sorted(map(str, found.findings)) == [
+        f"extra point: loss at step {STEPS + 3}: found 9.5",
+        "missing point: loss at step 7: logged 0.125",
+    ]
+
+
+def test_an_end_that_arrives_while_the_run_is_compared_is_no_difference(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_everything(place.run)
+    place.run.deliver()
+
+    def end() -> None:
+        place.run.end()
+        place.run.deliver()
+
+    found = meanwhile(place, monkeypatch, end)
+    assert (found.outcome, found.findings) == ("agrees", [])
+    assert place.verified().outcome == "agrees"
+
+
+def test_what_is_superseded_while_the_run_is_compared_is_no_difference(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(first: int, last: int, value: float) -> None:
+        steps = range(first, last)
+        place.run.log(*[MetricsLogged(CREATED_NS + step * 10**9 + int(value), step, {"loss": value}) for step in steps])
+
+    log(0, 50, 1.0)
+    place.run.deliver()
+
+    def go_on() -> None:
+        place.run.begin(resume_step=29)
+        log(30, 60, 2.0)
+        place.run.deliver()
+
+    found = meanwhile(place, monkeypatch, go_on)
+    assert (found.outcome, found.findings) == ("agrees", [])
+    found = place.verified()
+    assert (found.outcome, found.findings) == ("agrees", [])
+
+
 def test_what_the_backend_refused_is_no_difference(tmp_path: Path) -> None:
     place = TensorBoard(tmp_path)
     script = Script(is_bad=lambda record: "bad" in getattr(record, "values", ()))

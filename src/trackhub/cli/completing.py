@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from trackhub.cli.finding import sync_command
@@ -23,7 +23,7 @@ class Completion:
     """What came of completing runs.
 
     Args:
-        reports: Each run that was worked on, with how it stands now.
+        reports: Each run that was worked on, with how it stood when the wait was over.
         already: Number of runs that were complete before.
         without_backends: Runs that no backend was chosen for.
         refused: A sentence for each delivery that could not be begun.
@@ -69,11 +69,15 @@ def complete(
     # Imported late: looking whether there is anything to do needs none of it.
     from trackhub.sync import sync, with_families
 
-    tried = with_families([one.run for one in unfinished])
-    sync([one.run for one in unfinished], to, timeout_seconds, patience_seconds, result.refused.append)
-    for run in tried:
-        now = overview(run, to)
-        result.reports.append((now.manifest, now.report(sync_command(run))))
+    chosen = [one.run for one in unfinished]
+    before = with_families(chosen)
+    reports = sync(chosen, to, timeout_seconds, patience_seconds, result.refused.append)
+    # Child runs may have begun since.
+    family = {run.manifest.id: run for run in (*with_families(chosen), *before)}
+    for report in reports:
+        # Not read again: a run that goes on would never be complete, whatever the wait has seen arrive.
+        run = family[report.run_id]
+        result.reports.append((run.manifest, replace(report, command=sync_command(run))))
     return result
 
 

@@ -10,11 +10,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trackhub.cursor import Cursor
-from trackhub.journal import writer_is_alive
-from trackhub.journal.skim import Skim, skim
+from trackhub.journal.skim import Skim
 from trackhub.records import RunStatus
-from trackhub.report import BackendStanding, DeliveryReport
+from trackhub.report import BackendStanding, DeliveryReport, DeliverySeen
 from trackhub.room_note import room_sentences
 from trackhub.rundir import Manifest, RunDirectory
 
@@ -72,17 +70,18 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
     """
     manifest = run.manifest
     # The cursors first: what is written meanwhile then counts as not delivered, never the other way round.
-    cursors = {name: run.cursor(name) for name in (run.backends if backends is None else backends)}
-    amount = run.amount()
-    ended = amount.holders.status(lambda writer: writer_is_alive(run.journal, writer))
-    status: RunStatus = ended or ("running" if amount.holders.chief else "killed")
-    standings = tuple(_standing(run, name, cursor, amount, status) for name, cursor in cursors.items())
+    deliveries = [DeliverySeen.of(run, name) for name in (run.backends if backends is None else backends)]
+    alive = set[int]()
+    amount = run.amount(alive)
+    holders = amount.holders
+    status: RunStatus = holders.status(alive.__contains__) or run.status_without_end(holders)
+    standings = tuple(_standing(run, seen, amount, status) for seen in deliveries)
     return Overview(run, manifest, status, amount, standings)
 
 
-def _standing(run: RunDirectory, name: str, cursor: Cursor, amount: Skim, status: RunStatus) -> BackendStanding:
-    undelivered = skim(run.journal, cursor.position).records if cursor.position else amount.records
-    return BackendStanding.of(run, name, cursor, undelivered, ended=status != "running")
+def _standing(run: RunDirectory, seen: DeliverySeen, amount: Skim, status: RunStatus) -> BackendStanding:
+    undelivered = run.remaining(seen.cursor) if seen.cursor.position else amount.records
+    return BackendStanding.of(run, seen, undelivered, ended=status != "running")
 
 
 def in_family_order(runs: Sequence[Overview]) -> list[tuple[int, Overview]]:

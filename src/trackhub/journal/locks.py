@@ -14,7 +14,7 @@ import socket
 import struct
 from pathlib import Path
 
-from trackhub.private import open_file, open_to_read
+from trackhub.private import UntrustedFileError, open_file, open_to_read
 
 _WRITER_FILE = re.compile(r"w(\d{4,})(?:\.lock|-s\d{6,}\.journal)")
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -123,7 +123,7 @@ def writer_is_alive(directory: Path, writer: int) -> bool:
         if (status.st_dev, status.st_ino) in _held_locks.values():
             return True
         descriptor = open_to_read(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, UntrustedFileError):
         return False
     try:
         return is_locked(descriptor) or _alive_by_process_id(os.read(descriptor, 4096))

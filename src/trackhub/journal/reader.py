@@ -48,6 +48,8 @@ _PAYLOAD_START = re.compile(rb"[\x90-\x9f][\x00-\x7f]")
 _READ_BYTES = 1 << 18
 _FIRST_SEARCH_BYTES = 1 << 16
 _UINT32, _UINT64 = 0xCE, 0xCF
+_FAR = 1 << 62
+_NOWHERE = (-1, 0)
 
 
 @dataclass
@@ -149,6 +151,7 @@ class JournalReader:
         max_points: int = 5_000,
         max_bytes: int = 4 << 20,
         only: int | None = None,
+        end: Mapping[str, Iterable[int]] | None = None,
     ) -> Chunk:
         """Read on from a position.
 
@@ -157,21 +160,28 @@ class JournalReader:
             max_points: Stop after about so many metric values and other records.
             max_bytes: Stop after about so many bytes of frames.
             only: Read this writer alone.
+            end: Read up to this position, though there may be more; default: all there is.
         """
-        chunk = Chunk(position={writer: (place[0], place[1]) for writer, place in _places(position)})
+        chunk = Chunk(position=dict(_places(position)))
         budget = _Budget(max_points, max_bytes)
+        ends = None if end is None else dict(_places(end))
         self._nameless.clear()
         for writer, numbers in self.segments().items():
             if only not in (None, writer):
                 continue
+            last, limit = (_FAR, 0) if ends is None else ends.get(str(writer), _NOWHERE)
+            numbers = numbers[: bisect_right(numbers, last)]
             place = chunk.position.get(str(writer))
+            if not numbers or (place or _NOWHERE) >= (last, limit):
+                continue
             number, offset = place or (-1, HEADER.size)
             before = len(chunk.records)
             while budget.left:
                 later = bisect_right(numbers, number)
                 followed = later < len(numbers)
                 if number >= 0:
-                    offset, ended = self._read_segment(writer, number, offset, chunk, budget, followed=followed)
+                    stop = limit if number == last else _FAR
+                    offset, ended = self._read_segment(writer, number, offset, stop, chunk, budget, followed=followed)
                     if not (ended and followed):
                         break
                 if numbers[later] > number + 1:
@@ -190,9 +200,9 @@ class JournalReader:
         return chunk
 
     def _read_segment(
-        self, writer: int, number: int, offset: int, chunk: Chunk, budget: _Budget, *, followed: bool
+        self, writer: int, number: int, offset: int, stop: int, chunk: Chunk, budget: _Budget, *, followed: bool
     ) -> tuple[int, bool]:
-        """Read frames from `offset`; give back where it stopped, and whether that was the end of the segment."""
+        """Read frames from `offset` up to `stop`; give back how far, and whether that was the end of the segment."""
         try:
             descriptor = self._descriptor(writer, number)
         except FileNotFoundError:
@@ -201,8 +211,9 @@ class JournalReader:
             chunk.damaged.append(f"{segment_name(writer, number)} is no file")
             return offset, True
         began, ended = offset, False
-        while budget.left and not ended:
-            data = os.pread(descriptor, _READ_BYTES, offset)
+        while budget.left and not ended and offset < stop:
+            # A frame's size at least: an end inside of it is that of a damaged cursor.
+            data = os.pread(descriptor, min(_READ_BYTES, max(stop - offset, FRAME_BYTES)), offset)
             at = 0
             while budget.points > 0 and budget.bytes > 0 and (payload := _payload_at(data, at)):
                 self._take(writer, number, offset + at, payload, chunk, budget)

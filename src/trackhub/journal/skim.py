@@ -6,7 +6,7 @@ a frame looks odd it leaves the whole question to the reader, which knows what t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from trackhub.journal.frames import (
     segment_name,
 )
 from trackhub.journal.holders import Holders
+from trackhub.journal.locks import writer_is_alive
 from trackhub.journal.reader import JournalReader
 from trackhub.private import UntrustedFileError, read_file
 from trackhub.records import MetricsLogged, ParamsLogged, RocCurveLogged, RunEnded
@@ -82,7 +83,12 @@ class _OddFrameError(Exception):
     """The short cut does not hold for this journal."""
 
 
-def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None, before: Skim | None = None) -> Skim:
+def skim(
+    journal: Path,
+    since: Mapping[str, Iterable[int]] | None = None,
+    before: Skim | None = None,
+    alive: set[int] | None = None,
+) -> Skim:
     """Count what is in a journal.
 
     Args:
@@ -90,15 +96,19 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None, before
         since: A position; only what lies behind it counts. Default: everything. Holders and ends are then only known
             if they lie behind it.
         before: What there was up to that position, to be counted too; changed.
+        alive: Filled with the writers whose processes still wrote before anything was read; for `Holders.status`.
 
     Raises:
         JournalError: A newer trackhub wrote it.
     """
     reader = JournalReader(journal)
+    segments = reader.segments()
+    if alive is not None:
+        alive.update(writer for writer in segments if writer_is_alive(journal, writer))
     places = {int(writer): tuple(place) for writer, place in (since or {}).items()}
     total, began, ends = before or Skim(), dict[int, WriterStarted](), dict[int, RunEnded]()
     try:
-        for writer, numbers in reader.segments().items():
+        for writer, numbers in segments.items():
             first, offset = places.get(writer, (numbers[0], HEADER.size))
             for number in numbers:
                 if number >= first:
@@ -113,7 +123,7 @@ def skim(journal: Path, since: Mapping[str, Iterable[int]] | None = None, before
         total.holders.add(began, ends)
         return total
     except (_OddFrameError, IndexError, *NOT_DECODED):
-        return _read(reader, since or {}, before or Skim())
+        return _read(reader, since or {}, before or Skim(), segments, alive)
     finally:
         reader.close()
 
@@ -262,7 +272,13 @@ def _time_ns(payload: bytes) -> int:
     return int.from_bytes(payload[at + 1 : at + 9], "big", signed=payload[at] == _INT64)
 
 
-def _read(reader: JournalReader, since: Mapping[str, Iterable[int]], total: Skim) -> Skim:
+def _read(
+    reader: JournalReader,
+    since: Mapping[str, Iterable[int]],
+    total: Skim,
+    known: Collection[int] = (),
+    alive: set[int] | None = None,
+) -> Skim:
     """The same by decoding every record."""
     position = since
     while True:
@@ -277,3 +293,6 @@ def _read(reader: JournalReader, since: Mapping[str, Iterable[int]], total: Skim
         latest = max((record.time_ns for record in chunk.records), default=0)
         total = replace(total, records=total.records + len(real), last_time_ns=max(latest, total.last_time_ns))
         total.holders.add(chunk.began, chunk.ends)
+        if alive is not None:
+            # Those that began after the others were asked: they wrote just now.
+            alive.update(writer for writer in chunk.began if writer not in known)

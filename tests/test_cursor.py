@@ -171,6 +171,8 @@ def test_one_process_at_a_time_delivers_until_it_lets_go_or_dies(tmp_path: Path)
         other.kill()
     mine.release()
     mine.release()
+    # Who lets go in order is not told of as one that has ended before it was done.
+    assert mine.holder() is None
     with held_elsewhere(directory) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
@@ -208,6 +210,23 @@ def test_only_who_hands_over_is_asked_to(tmp_path: Path, hands_over: bool) -> No
         assert (out, process.returncode) == ("", 0)
     cursor_file.ask_to_hand_over()
     assert not cursor_file.is_claimed
+
+
+def test_a_forked_child_that_lets_go_takes_nothing_from_its_parent(tmp_path: Path) -> None:
+    code = f"""
+        import os, pathlib
+        from trackhub.cursor import CursorFile
+        mine = CursorFile(pathlib.Path({str(tmp_path)!r}), "far")
+        assert mine.claim()
+        child = os.fork()
+        if child == 0:
+            mine.abandon_after_fork()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        other = CursorFile(pathlib.Path({str(tmp_path)!r}), "far")
+        assert other.is_claimed and other.holder() == os.getpid()
+        """
+    run_python(textwrap.dedent(code))
 
 
 def test_asking_who_holds_a_cursor_does_not_let_go_of_it(tmp_path: Path) -> None:

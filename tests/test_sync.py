@@ -229,7 +229,7 @@ def test_a_delivery_that_ends_at_each_start_is_given_up_too(stage: Stage, monkey
     assert [list(report.undelivered) for report in reports] == [["exiting"], ["exiting"]]
     assert "of its delivery ended before it was done" in str(reports[0])
     for run in stage.runs():
-        stage.is_closed("tensorboard", run)
+        assert stage.is_closed("tensorboard", run)
 
 
 def test_a_run_that_another_process_is_delivering_well_stays_with_that_process(stage: Stage) -> None:

@@ -215,6 +215,14 @@ class CursorFile:
     def release(self) -> None:
         """Let another process deliver."""
         if self._lock is not None:
+            # Who ends without this is told of by its id.
+            with suppress(OSError):
+                os.ftruncate(self._lock, 0)
+            self.abandon_after_fork()
+
+    def abandon_after_fork(self) -> None:
+        """In a forked child: let go of a file that the parent goes on holding."""
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 

@@ -236,7 +236,7 @@ class Delivery:
         """In a forked child: close the parent's files and do nothing else."""
         self._reader.close()
         self._attempts.close()
-        self._cursor_file.release()
+        self._cursor_file.abandon_after_fork()
 
     def release(self) -> None:
         """Let go of everything without ending the run, so that another process can deliver the rest."""

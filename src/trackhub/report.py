@@ -25,7 +25,7 @@ class DeliverySeen:
 
     Args:
         backend: Its name.
-        process_id: The last process that delivered; None if none has begun.
+        process_id: The last process that delivered; None if none has begun, or it has let go in order.
         claimed: Whether it still did. If not, it has saved its last cursor, and this is it.
         cursor: As saved then, or since.
     """
@@ -54,7 +54,8 @@ class BackendStanding:
         undelivered: Number of records the backend does not have yet.
         complete: Whether nothing is left to deliver, the run's end included if the run has ended.
         out_of_reach: Whether what it does not have cannot be delivered any more: it lived in a process that has ended.
-        process_id: The last process that delivered, unless all has arrived; None if none has begun.
+        process_id: The last process that delivered, unless all has arrived; None if none has begun, or it has let go
+            in order.
         delivering: Whether that process still does.
         silent_seconds: For how long it has not saved anything, though there was something to deliver.
     """
@@ -136,7 +137,7 @@ class BackendStanding:
         whose = self.cursor.report.version or self.backend
         if not self.delivering:
             if self.process_id is None:
-                return [f"{self.backend}: its delivery has not begun (delivery.log may say why)"]
+                return [f"{self.backend}: no process is delivering it now (delivery.log may say why)"]
             return [
                 f"{self.backend}: process {self.process_id} of its delivery ended before it was done: it was ended "
                 f"from outside, or by a failure of {whose} (delivery.log may say more)"

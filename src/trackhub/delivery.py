@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from trackhub.attempts import Attempts, Highest
 from trackhub.backend import Backend, Rewind, RunInfo
 from trackhub.cursor import MAX_EXAMPLES, BackendReport, Cursor, NoteCount
 from trackhub.errors import BackendUnavailable, RecordRejected, StateLost, TrackhubError
-from trackhub.journal import Chunk, JournalReader, writer_is_alive
+from trackhub.journal import Chunk, JournalReader, JournalRecord, writer_is_alive
 from trackhub.private import make_directory, open_file
 from trackhub.processing import Pipeline, ProcessorFailed
 from trackhub.records import Deliverable, EndStatus, MetricsLogged, RunEnded
@@ -299,7 +299,7 @@ class Delivery:
 
         for part in self._attempts.sort_out(chunk, self._cursor.position, tally.highest):
             if part.rewind is not None:
-                batches.append(part.rewind)
+                batches.append(self._as_shown(part.rewind, part.kept))
                 batch_of.clear()
             tally.superseded += part.values_left_out
             tally.notes += [
@@ -330,6 +330,31 @@ class Delivery:
         self._batches = deque(batches)
         self._tally = tally
         self._chunk = chunk
+
+    def _as_shown(self, rewind: Rewind, records: Iterable[JournalRecord]) -> Rewind:
+        """A rewind with the names that metrics have at the backend.
+
+        Args:
+            rewind: By their names in the journal.
+            records: What the attempt goes on with, each of those metrics among them.
+        """
+        if not rewind.metrics or not self._get_pipeline().handles(MetricsLogged):
+            return rewind
+        # One of its own: what it is asked here is not delivered.
+        pipeline = Pipeline(self._get_backend().options.processors)
+        left, shown = dict(rewind.metrics), dict[str, int]()
+        for record in records:
+            if not left:
+                break
+            if not isinstance(record, MetricsLogged) or left.keys().isdisjoint(record.values):
+                continue
+            # Of this very step it may be left out, and be shown from a later one on: step 0 is of every rhythm.
+            found = pipeline.names_shown(msgspec.structs.replace(record, step=0)) | pipeline.names_shown(record)
+            for name in left.keys() & record.values.keys():
+                step = left.pop(name)
+                for new in found.get(name, [name]):
+                    shown[new] = min(step, shown.get(new, step))
+        return replace(rewind, metrics={**shown, **left})
 
     def _whose_files_may_be_read(
         self, kind: str, records: Iterable[Deliverable], tally: _Tally

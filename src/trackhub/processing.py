@@ -89,6 +89,26 @@ class Pipeline:
                 raise ProcessorFailed(f"{stage}: {type(error).__name__}: {error}") from error
         return left
 
+    def names_shown(self, record: MetricsLogged) -> dict[str, list[str]]:
+        """Name of a metric in a record -> the names it has at the backend; those that are left out are not in it.
+
+        What the processors do to the record is forgotten. Where they change the value, they are not followed.
+
+        Args:
+            record: Its values do not matter.
+        """
+        # Each metric is known again by its value.
+        names = dict(enumerate(record.values, 1))
+        numbered = MetricsLogged(record.time_ns, record.step, {name: float(number) for number, name in names.items()})
+        found: dict[str, list[str]] = {}
+        for shown in self.process(MetricsLogged, [numbered]):
+            assert isinstance(shown, MetricsLogged)
+            for name, number in shown.values.items():
+                if number in names:
+                    found.setdefault(names[int(number)], []).append(name)
+        self.drain_notes()
+        return found
+
     def drain_notes(self) -> list[tuple[str, str, str]]:
         """Take all notes of `(reason, subject, detail)` added since the last call."""
         return [note for stage in self._stages for note in stage.processor.notes.drain()]

@@ -156,9 +156,15 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run here; so it is taken where that cannot be told, as with a server that is away."""
+        """Whether there is a run here; so it is taken where that cannot be told, as with a file server that is away.
+
+        Raises:
+            PermissionError: This user may not look.
+        """
         try:
             return (self.path / "run.json").is_file()
+        except PermissionError:
+            raise
         except OSError:
             return True
 

@@ -258,3 +258,25 @@ def test_what_had_not_been_delivered_at_the_kill_is_not_sent(lab: Lab) -> None:
     assert lab.in_neptune() == wanted
     assert scalars(run)["loss"] == wanted
     assert lab.one_curve_by_tags() == wanted
+
+
+def test_a_metric_with_another_name_at_the_backend_is_one_curve_too(stage: Stage) -> None:
+    train = """
+        import os, trackhub
+        with trackhub.init(run_id="the-run", backends=["tensorboard"]) as tracker:
+            for step in range(FIRST, END):
+                tracker.log_metrics({"loss": ATTEMPT * 100 + step, "other": step}, step=step)
+            assert tracker.flush(55)
+            if ATTEMPT == 1:
+                os.kill(os.getpid(), 9)
+        """
+    stage.environment["TRACKHUB_TENSORBOARD_PROCESSORS"] = "rename:loss=train/loss,every:2:train/*"
+    for attempt, first, end in [(1, 0, 6), (2, 3, 8)]:
+        code = train.replace("ATTEMPT", str(attempt)).replace("FIRST", str(first)).replace("END", str(end))
+        stage.run(code, exit_code=-signal.SIGKILL if attempt == 1 else 0)
+    run = stage.run_directory()
+    stage.wait_closed("tensorboard", run=run)
+    assert scalars(run) == {
+        "train/loss": [(0, 100.0), (2, 102.0), (4, 204.0), (6, 206.0)],
+        "other": [(step, float(step)) for step in range(8)],
+    }

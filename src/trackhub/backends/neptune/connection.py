@@ -139,6 +139,7 @@ class Connection:
         self._stopping: _Call[None] | None = None
         self.cause: BaseException | None = None
         self._busy: list[float | None] = []
+        self._adapter: Any = None
         self.run: Any = None
         attempt = Attempt()
         with variables({"NEPTUNE_DATA_DIRECTORY": str(data_directory)}), attempt:
@@ -246,8 +247,16 @@ class Connection:
     def _begin_to_stop(self, seconds: int) -> None:
         self._log.detach()
         if self._stopping is None:
-            self._stopping = _Call(lambda: self.run.stop(seconds=seconds))
+            self._stopping = _Call(lambda: self._stop_client(seconds))
             self._stopping.start()
+
+    def _stop_client(self, seconds: int) -> None:
+        try:
+            self.run.stop(seconds=seconds)
+        finally:
+            adapter, self._adapter = self._adapter, None
+            if adapter is not None:
+                adapter.let_go()
 
     def _bound_requests(self) -> None:
         """Give the requests of the client this run's timeout (uploads have none), and hear how long it is to wait."""
@@ -260,8 +269,8 @@ class Connection:
             for scheme in ("http://", "https://"):
                 with suppress(AttributeError):
                     session.mount(scheme, adapter)
-        adapter.timeout_seconds = self._timeout_seconds
-        self._busy = adapter.busy
+        adapter.take(self._timeout_seconds)
+        self._adapter, self._busy = adapter, adapter.busy
 
 
 def _bounded_adapter() -> Any:
@@ -270,11 +279,30 @@ def _bounded_adapter() -> Any:
     class Bounded(HTTPAdapter):  # type: ignore[misc]
         """With one timeout for all, and an ear for how long the server asks to be left alone."""
 
-        timeout_seconds = 0.0
-
         def __init__(self) -> None:
             super().__init__()
+            self.timeout_seconds = 0.0
             self.busy: list[float | None] = []
+            self._runs = 0
+            self._lock = threading.Lock()
+
+        def take(self, timeout_seconds: float) -> None:
+            """A run makes use of it."""
+            with self._lock:
+                self._runs += 1
+                self.timeout_seconds = timeout_seconds
+
+        def let_go(self) -> None:
+            """A run does so no more; with the last one, no connection is kept."""
+            with self._lock:
+                self._runs -= 1
+                if self._runs:
+                    return
+                # To clear the manager only lets go of its pools, which are closed when they are collected.
+                for key in list(self.poolmanager.pools.keys()):
+                    if (pool := self.poolmanager.pools.get(key)) is not None:
+                        pool.close()
+                self.close()
 
         def send(self, request: Any, *arguments: Any, **named: Any) -> Any:
             named["timeout"] = self.timeout_seconds

@@ -523,6 +523,25 @@ def test_a_home_directory_is_no_training_directory(tmp_path: Path, monkeypatch: 
     assert count_of(one, "files outside") == 1
 
 
+@pytest.mark.parametrize("folder", ["offline", "async"])
+def test_a_folder_without_its_neptune_directory_opens_nothing_above_it(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, work = tmp_path / "home" / "me", tmp_path / "home" / "me" / "work"
+    monkeypatch.setenv("HOME", str(home))
+    names = [home / "key", home.parent / "key", home.parent / "other" / "key", work / "file"]
+    for name in names:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(name.parent.name)
+    source = write_directory(tmp_path, [upload(path=[str(at)], file_path=str(at)) for at in names])
+    allowed = {}
+    for place in (home, work):
+        shutil.copytree(source, place / folder / source.name)
+        one = only(imported("neptune", place / folder, tmp_path / f"hub-{place.name}"))
+        allowed[place.name] = [content(one, file) for file in records(one, ArtifactLogged)]
+    assert allowed == {"me": [], "work": [b"work"]}
+
+
 def test_links_to_logs_are_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     write_directory(elsewhere, [assign("a", 1)])

@@ -106,13 +106,13 @@ class Files:
 def _working_directory(directory: Path) -> list[Path]:
     """Where training was started: the directory that `.neptune/offline/<directory>` lies in.
 
-    Not a home directory and not the root: that would be everything the person has.
+    Not a home directory and nothing above one: that would be everything the person has.
     """
     for above in directory.parents:
-        if above.name in ("offline", "async") and len(above.parents) > 2:
-            working_directory = above.parent.parent
-            if working_directory not in (Path("/"), Path.home().resolve()):
-                return [working_directory]
+        if above.name in ("offline", "async"):
+            # The folder may have been copied without the level above it.
+            held_in = above.parent.parent if above.parent.name == ".neptune" else above.parent
+            return [] if Path.home().resolve().is_relative_to(held_in) else [held_in]
     return []
 
 

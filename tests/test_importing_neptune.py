@@ -448,6 +448,19 @@ def test_points_whose_step_fits_nowhere_are_counted(tmp_path: Path) -> None:
     assert count_of(one, "times that do not fit 64 bits") == 2
 
 
+def test_a_time_beyond_all_floats_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
+    source = write_directory(
+        tmp_path, [json.dumps({"obj": assign("a", 1), "version": 1, "at": 10**400}).encode(), assign("b", 2)]
+    )
+    (source / "metadata.json").unlink()
+    one = only(imported("neptune", tmp_path, tmp_path / "hub"))
+    # Without metadata the run begins with its first operation that has a time.
+    assert one.run.manifest.created_ns == 1_700_000_002 * 10**9
+    assert {record.time_ns for record in records(one, ParamsLogged)} == {1_700_000_002 * 10**9}
+    assert read_run(one.run.journal).params == {"a": 1, "b": 2}
+    assert count_of(one, "times that do not fit 64 bits") == 1
+
+
 def test_a_directory_of_a_project_is_left_out_and_said(tmp_path: Path) -> None:
     write_directory(tmp_path, [assign("a", 1)])
     other = write_directory(tmp_path, [assign("a", 1)], name="project__9e__1__abcdefgh")

@@ -122,6 +122,7 @@ def test_a_whole_run_arrives_with_its_own_steps_times_and_values(everything: Pat
     assert findings(one) == {
         "steps that were no whole numbers, rounded down": 2,
         "operations on fields that were emptied or deleted later": 2,
+        "earlier states of sets of words, not kept": 1,
     }
     assert one.complete
 
@@ -588,7 +589,7 @@ def test_a_name_is_for_one_run(tmp_path: Path) -> None:
         imported("neptune", tmp_path, tmp_path / "more", name="mine")
 
 
-def test_a_set_is_one_tag_each_time_it_changes(tmp_path: Path) -> None:
+def test_a_set_is_one_tag_as_it_was_last(tmp_path: Path) -> None:
     path = {"path": ["sys", "tags"]}
     write_directory(
         tmp_path,
@@ -596,11 +597,43 @@ def test_a_set_is_one_tag_each_time_it_changes(tmp_path: Path) -> None:
             {"type": "AddStrings", **path, "values": ["b", "a"]},
             {"type": "RemoveStrings", **path, "values": ["b", "never there"]},
             {"type": "ClearStringSet", **path},
-            {"type": "AddStrings", **path, "values": ["c"]},
+            {"type": "AddStrings", **path, "values": ["d", "c"]},
+            {"type": "AddStrings", "path": ["words"], "values": ["x"]},
+            {"type": "ClearStringSet", "path": ["words"]},
         ],
     )
     one = only(imported("neptune", tmp_path, tmp_path / "hub"))
-    assert [tags.tags["sys/tags"] for tags in records(one, TagsSet)] == ["a, b", "a", "", "c"]
+    second_ns = 10**9
+    assert [(tags.tags, tags.time_ns - 1_700_000_000 * second_ns) for tags in records(one, TagsSet)] == [
+        ({"sys/tags": "c, d"}, 4 * second_ns),
+        ({"words": ""}, 6 * second_ns),
+    ]
+    assert findings(one) == {"earlier states of sets of words, not kept": 4}
+    assert one.complete
+
+
+def test_a_set_that_changes_often_takes_no_more_room_than_it_took(tmp_path: Path) -> None:
+    adds = [{"type": "AddStrings", "path": ["words"], "values": [f"word-{at:06d}"]} for at in range(2_000)]
+    source = write_directory(tmp_path, list(adds))
+    one = only(imported("neptune", tmp_path, tmp_path / "hub"))
+    journal_bytes = sum(path.stat().st_size for path in one.run.journal.rglob("*") if path.is_file())
+    assert journal_bytes < (source / "data-1.log").stat().st_size
+
+
+def test_a_file_that_is_named_often_is_copied_once(tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    (place / "data").mkdir(parents=True)
+    (place / "data" / "weights.bin").write_bytes(b"w" * 1000)
+    (place / "link.bin").symlink_to(place / "data" / "weights.bin")
+    named = [upload(path=[f"f{at}"], ext="bin", file_path=str(place / "data" / "weights.bin")) for at in range(50)]
+    linked = upload(path=["linked"], ext="bin", file_path=str(place / "link.bin"))
+    in_set = {"type": "UploadFileSet", "path": ["set"], "file_globs": [f"{place}/data/*"], "reset": "False"}
+    write_directory(place, [*named, linked, in_set])
+    one = only(imported("neptune", place, tmp_path / "hub"))
+    files = list(records(one, ArtifactLogged))
+    assert {file.name for file in files} == {*(f"f{at}.bin" for at in range(50)), "linked.bin", "set/weights.bin"}
+    assert {content(one, file) for file in files} == {b"w" * 1000}
+    assert len([path for path in one.run.blobs.rglob("*") if path.is_file()]) == 1
 
 
 def test_two_operations_of_one_version_both_arrive(tmp_path: Path) -> None:

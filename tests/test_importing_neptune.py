@@ -525,6 +525,7 @@ def test_files_are_read_only_where_they_may_be(tmp_path: Path) -> None:
         "files outside of the training directory, not read (allow with --files-from)": 7,
         "files that are gone": 3,
         "copies whose name leads elsewhere": 3,
+        "links and special files in sets of files, not read": 1,
     }
 
 
@@ -535,6 +536,46 @@ def test_a_home_directory_is_no_training_directory(tmp_path: Path, monkeypatch: 
     one = only(imported("neptune", tmp_path / ".neptune", tmp_path / "hub"))
     assert not list(records(one, ArtifactLogged))
     assert count_of(one, "files outside") == 1
+
+
+def test_what_of_a_set_of_files_is_passed_over_is_counted(tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    (place / "data" / "deep").mkdir(parents=True)
+    (place / "data" / "a.txt").write_text("a")
+    (place / "data" / "deep" / "b.txt").write_text("b")
+    (place / "data" / "link.txt").symlink_to(place / "data" / "a.txt")
+    (place / "data" / "folder.txt").symlink_to(place / "data" / "deep")
+    (place / "data" / "link.bin").symlink_to(place / "data" / "a.txt")
+    os.mkfifo(place / "data" / "deep" / "pipe.txt")
+    in_set = {"type": "UploadFileSet", "path": ["set"], "file_globs": [f"{place}/data/**/*.txt"], "reset": "False"}
+    write_directory(place, [in_set])
+    one = only(imported("neptune", place, tmp_path / "hub"))
+    assert {file.name for file in records(one, ArtifactLogged)} == {"set/a.txt", "set/deep/b.txt"}
+    assert findings(one) == {"links and special files in sets of files, not read": 3}
+    assert not one.complete
+
+
+BOTH = ["b.txt", "a/d.txt"]
+
+
+@pytest.mark.parametrize(("limit", "found"), [(1, []), (3, ["b.txt"]), (4, BOTH), (5, BOTH)])
+def test_a_walk_that_is_cut_off_is_said(
+    limit: int, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trackhub.importing.neptune.files.MAX_LOOKED_AT", limit)
+    place = tmp_path / "work"
+    for name in ("a", "c/e"):
+        (place / "data" / name).mkdir(parents=True)
+    for name in ("b.txt", "a/d.txt"):
+        (place / "data" / name).write_text(name)
+    # In the order they are looked at: a, b.txt, c, a/d.txt, c/e.
+    in_set = {"type": "UploadFileSet", "path": ["set"], "file_globs": [f"{place}/data/**/*.txt"], "reset": "False"}
+    write_directory(place, [in_set])
+    one = only(imported("neptune", place, tmp_path / "hub"))
+    assert [file.name for file in records(one, ArtifactLogged)] == [f"set/{name}" for name in found]
+    reason = f"sets of files with more than {limit} files and directories, not looked at further"
+    assert findings(one) == ({reason: 1} if limit < 5 else {})
+    assert one.complete == (limit >= 5)
 
 
 @pytest.mark.parametrize("folder", ["offline", "async"])

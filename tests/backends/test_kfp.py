@@ -1059,6 +1059,30 @@ def test_a_rewind_takes_back_whatever_has_a_step(component: Component, bench: Be
     assert "late" not in component.text("document")
 
 
+def test_what_is_superseded_and_does_not_come_again_is_in_no_output(component: Component, bench: Bench) -> None:
+    def body(outputs: Any) -> None:
+        outputs.metrics.metadata["mine"] = 1
+        backend = bench.open()
+        backend.write_metrics([metrics(60, loss=1.0)])
+        picture = bench.stored("i.png", PNG, "image/png")
+        backend.write_images([ImageLogged(CREATED_NS, "artifact", picture, 1, 1, 60)])
+        backend.write_html(
+            [HtmlLogged(CREATED_NS, "page", bench.stored("p.html", "<p>page of step 60</p>", "text/html"), 60)]
+        )
+        backend.write_confusion_matrices([ConfusionMatrixLogged(CREATED_NS, "classes", ["a"], [[1.0]], 60)])
+        with pytest.raises(StateLost):
+            backend.rewind(Rewind(2, 0, after_step=40))
+        again = bench.open()
+        again.write_params([ParamsLogged(CREATED_NS, {"lr": 0.1})])
+        again.close("finished")
+
+    found = component.run(body)
+    assert (found["metrics"], found["artifact"], found["classes"]) == ({"mine": 1}, {}, {})
+    assert not (component.root / "metrics").exists()
+    assert not (component.root / "artifact").exists()
+    assert "page of step 60" not in component.text("page")
+
+
 def test_a_second_run_in_the_same_component_is_said(component: Component, bench: Bench) -> None:
     def body(_: Any) -> None:
         bench.open().write_metrics([metrics(0, loss=2.0)])

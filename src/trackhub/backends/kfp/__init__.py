@@ -134,10 +134,12 @@ class KfpBackend(Backend):
         Raises:
             StateLost: It is; what is superseded will not be given again.
         """
-        for name, series in self._contents.series.items():
-            if series.highest_step is not None and rewind.supersedes(name, series.highest_step):
-                raise StateLost("a later attempt has logged steps anew")
-        if rewind.after_step is not None and self._contents.highest_step > rewind.after_step:
+        contents = self._contents
+        found = rewind.after_step is not None and contents.highest_step > rewind.after_step
+        for name, series in contents.series.items():
+            found = found or (series.highest_step is not None and rewind.supersedes(name, series.highest_step))
+        if found:
+            self._placing.take_back()
             raise StateLost("a later attempt went on from an earlier step")
         return True
 

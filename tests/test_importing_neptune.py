@@ -122,6 +122,7 @@ def test_a_whole_run_arrives_with_its_own_steps_times_and_values(everything: Pat
     assert findings(one) == {
         "steps that were no whole numbers, rounded down": 2,
         "operations on fields that were emptied or deleted later": 2,
+        "earlier states of sets of words, not kept": 1,
     }
     assert one.complete
 
@@ -448,6 +449,19 @@ def test_points_whose_step_fits_nowhere_are_counted(tmp_path: Path) -> None:
     assert count_of(one, "times that do not fit 64 bits") == 2
 
 
+def test_a_time_beyond_all_floats_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
+    source = write_directory(
+        tmp_path, [json.dumps({"obj": assign("a", 1), "version": 1, "at": 10**400}).encode(), assign("b", 2)]
+    )
+    (source / "metadata.json").unlink()
+    one = only(imported("neptune", tmp_path, tmp_path / "hub"))
+    # Without metadata the run begins with its first operation that has a time.
+    assert one.run.manifest.created_ns == 1_700_000_002 * 10**9
+    assert {record.time_ns for record in records(one, ParamsLogged)} == {1_700_000_002 * 10**9}
+    assert read_run(one.run.journal).params == {"a": 1, "b": 2}
+    assert count_of(one, "times that do not fit 64 bits") == 1
+
+
 def test_a_directory_of_a_project_is_left_out_and_said(tmp_path: Path) -> None:
     write_directory(tmp_path, [assign("a", 1)])
     other = write_directory(tmp_path, [assign("a", 1)], name="project__9e__1__abcdefgh")
@@ -511,6 +525,7 @@ def test_files_are_read_only_where_they_may_be(tmp_path: Path) -> None:
         "files outside of the training directory, not read (allow with --files-from)": 7,
         "files that are gone": 3,
         "copies whose name leads elsewhere": 3,
+        "links and special files in sets of files, not read": 1,
     }
 
 
@@ -521,6 +536,65 @@ def test_a_home_directory_is_no_training_directory(tmp_path: Path, monkeypatch: 
     one = only(imported("neptune", tmp_path / ".neptune", tmp_path / "hub"))
     assert not list(records(one, ArtifactLogged))
     assert count_of(one, "files outside") == 1
+
+
+def test_what_of_a_set_of_files_is_passed_over_is_counted(tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    (place / "data" / "deep").mkdir(parents=True)
+    (place / "data" / "a.txt").write_text("a")
+    (place / "data" / "deep" / "b.txt").write_text("b")
+    (place / "data" / "link.txt").symlink_to(place / "data" / "a.txt")
+    (place / "data" / "folder.txt").symlink_to(place / "data" / "deep")
+    (place / "data" / "link.bin").symlink_to(place / "data" / "a.txt")
+    os.mkfifo(place / "data" / "deep" / "pipe.txt")
+    in_set = {"type": "UploadFileSet", "path": ["set"], "file_globs": [f"{place}/data/**/*.txt"], "reset": "False"}
+    write_directory(place, [in_set])
+    one = only(imported("neptune", place, tmp_path / "hub"))
+    assert {file.name for file in records(one, ArtifactLogged)} == {"set/a.txt", "set/deep/b.txt"}
+    assert findings(one) == {"links and special files in sets of files, not read": 3}
+    assert not one.complete
+
+
+BOTH = ["b.txt", "a/d.txt"]
+
+
+@pytest.mark.parametrize(("limit", "found"), [(1, []), (3, ["b.txt"]), (4, BOTH), (5, BOTH)])
+def test_a_walk_that_is_cut_off_is_said(
+    limit: int, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trackhub.importing.neptune.files.MAX_LOOKED_AT", limit)
+    place = tmp_path / "work"
+    for name in ("a", "c/e"):
+        (place / "data" / name).mkdir(parents=True)
+    for name in ("b.txt", "a/d.txt"):
+        (place / "data" / name).write_text(name)
+    # In the order they are looked at: a, b.txt, c, a/d.txt, c/e.
+    in_set = {"type": "UploadFileSet", "path": ["set"], "file_globs": [f"{place}/data/**/*.txt"], "reset": "False"}
+    write_directory(place, [in_set])
+    one = only(imported("neptune", place, tmp_path / "hub"))
+    assert [file.name for file in records(one, ArtifactLogged)] == [f"set/{name}" for name in found]
+    reason = f"sets of files with more than {limit} files and directories, not looked at further"
+    assert findings(one) == ({reason: 1} if limit < 5 else {})
+    assert one.complete == (limit >= 5)
+
+
+@pytest.mark.parametrize("folder", ["offline", "async"])
+def test_a_folder_without_its_neptune_directory_opens_nothing_above_it(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, work = tmp_path / "home" / "me", tmp_path / "home" / "me" / "work"
+    monkeypatch.setenv("HOME", str(home))
+    names = [home / "key", home.parent / "key", home.parent / "other" / "key", work / "file"]
+    for name in names:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(name.parent.name)
+    source = write_directory(tmp_path, [upload(path=[str(at)], file_path=str(at)) for at in names])
+    allowed = {}
+    for place in (home, work):
+        shutil.copytree(source, place / folder / source.name)
+        one = only(imported("neptune", place / folder, tmp_path / f"hub-{place.name}"))
+        allowed[place.name] = [content(one, file) for file in records(one, ArtifactLogged)]
+    assert allowed == {"me": [], "work": [b"work"]}
 
 
 def test_links_to_logs_are_not_followed(tmp_path: Path) -> None:
@@ -556,7 +630,7 @@ def test_a_name_is_for_one_run(tmp_path: Path) -> None:
         imported("neptune", tmp_path, tmp_path / "more", name="mine")
 
 
-def test_a_set_is_one_tag_each_time_it_changes(tmp_path: Path) -> None:
+def test_a_set_is_one_tag_as_it_was_last(tmp_path: Path) -> None:
     path = {"path": ["sys", "tags"]}
     write_directory(
         tmp_path,
@@ -564,11 +638,43 @@ def test_a_set_is_one_tag_each_time_it_changes(tmp_path: Path) -> None:
             {"type": "AddStrings", **path, "values": ["b", "a"]},
             {"type": "RemoveStrings", **path, "values": ["b", "never there"]},
             {"type": "ClearStringSet", **path},
-            {"type": "AddStrings", **path, "values": ["c"]},
+            {"type": "AddStrings", **path, "values": ["d", "c"]},
+            {"type": "AddStrings", "path": ["words"], "values": ["x"]},
+            {"type": "ClearStringSet", "path": ["words"]},
         ],
     )
     one = only(imported("neptune", tmp_path, tmp_path / "hub"))
-    assert [tags.tags["sys/tags"] for tags in records(one, TagsSet)] == ["a, b", "a", "", "c"]
+    second_ns = 10**9
+    assert [(tags.tags, tags.time_ns - 1_700_000_000 * second_ns) for tags in records(one, TagsSet)] == [
+        ({"sys/tags": "c, d"}, 4 * second_ns),
+        ({"words": ""}, 6 * second_ns),
+    ]
+    assert findings(one) == {"earlier states of sets of words, not kept": 4}
+    assert one.complete
+
+
+def test_a_set_that_changes_often_takes_no_more_room_than_it_took(tmp_path: Path) -> None:
+    adds = [{"type": "AddStrings", "path": ["words"], "values": [f"word-{at:06d}"]} for at in range(2_000)]
+    source = write_directory(tmp_path, list(adds))
+    one = only(imported("neptune", tmp_path, tmp_path / "hub"))
+    journal_bytes = sum(path.stat().st_size for path in one.run.journal.rglob("*") if path.is_file())
+    assert journal_bytes < (source / "data-1.log").stat().st_size
+
+
+def test_a_file_that_is_named_often_is_copied_once(tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    (place / "data").mkdir(parents=True)
+    (place / "data" / "weights.bin").write_bytes(b"w" * 1000)
+    (place / "link.bin").symlink_to(place / "data" / "weights.bin")
+    named = [upload(path=[f"f{at}"], ext="bin", file_path=str(place / "data" / "weights.bin")) for at in range(50)]
+    linked = upload(path=["linked"], ext="bin", file_path=str(place / "link.bin"))
+    in_set = {"type": "UploadFileSet", "path": ["set"], "file_globs": [f"{place}/data/*"], "reset": "False"}
+    write_directory(place, [*named, linked, in_set])
+    one = only(imported("neptune", place, tmp_path / "hub"))
+    files = list(records(one, ArtifactLogged))
+    assert {file.name for file in files} == {*(f"f{at}.bin" for at in range(50)), "linked.bin", "set/weights.bin"}
+    assert {content(one, file) for file in files} == {b"w" * 1000}
+    assert len([path for path in one.run.blobs.rglob("*") if path.is_file()]) == 1
 
 
 def test_two_operations_of_one_version_both_arrive(tmp_path: Path) -> None:

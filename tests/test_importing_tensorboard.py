@@ -15,6 +15,7 @@ from importing_helpers import content, count_of, end_of, findings, imported, onl
 import trackhub
 from trackhub.backends.tensorboard.file import crc32c, framed
 from trackhub.errors import RunNotFoundError
+from trackhub.importing.tensorboard.eventfile import Damage, read_events
 from trackhub.readout import read_run
 from trackhub.records import ArtifactLogged, HistogramLogged, ImageLogged, TagsSet, TextLogged
 from trackhub.rundir import RunDirectory
@@ -454,6 +455,33 @@ def test_reading_goes_on_behind_garbage(
         "damaged records": 1,
         "bytes passed over to find the next whole record": len(garbage),
     }
+
+
+@pytest.mark.parametrize("length", [1000, 1012, 1013, 1016, 1020, 1023, 1024, 1025, 5000, 300_000])
+def test_the_next_record_is_found_however_far_it_is(
+    records_on_disk: tuple[Path, list[bytes]], logdir: Path, tmp_path: Path, length: int
+) -> None:
+    path, found = records_on_disk
+    path.write_bytes(b"".join([*found[:5], b"\xff" * length, *found[5:]]))
+    one = only(imported("tensorboard", logdir, tmp_path / "hub"))
+    assert steps(one) == list(range(10))
+    assert count_of(one, "bytes passed over") == length
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count what a process reads")
+def test_much_small_damage_does_not_read_the_file_as_often(
+    records_on_disk: tuple[Path, list[bytes]], tmp_path: Path
+) -> None:
+    def read_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    path, found = records_on_disk
+    path.write_bytes(b"".join(record + b"\xff" for record in found) * 100 + framed(b"\x32" * 1_000_000))
+    damage, before = Damage(), read_bytes()
+    for _ in read_events(path, path.stat().st_size, damage):
+        pass
+    assert damage.skipped_bytes == 1100
+    assert read_bytes() - before < 5 * path.stat().st_size
 
 
 def head(length: int) -> bytes:

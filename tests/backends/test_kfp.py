@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trackhub.backend import OpenedRun, RunInfo
+from trackhub.backend import OpenedRun, Rewind, RunInfo
 from trackhub.backends.kfp import KfpBackend, KfpOptions, before_output
 from trackhub.backends.kfp.classification import MOST_CURVE_POINTS, finite_thresholds
 from trackhub.backends.kfp.context import KfpContext, detect
@@ -37,6 +37,7 @@ from trackhub.records import (
     ModelLogged,
     ParamsLogged,
     RocCurveLogged,
+    StepValueLogged,
     StoredFile,
     TableLogged,
     TagsSet,
@@ -586,6 +587,37 @@ def test_any_finite_values_can_be_drawn(values: list[float]) -> None:
     ElementTree.fromstring(drawn)
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5))
+@example([2**53])
+@example([2**53, 2**53 + 1])
+@example([-(2**63)])
+@example([2**63 - 1])
+@example([-(2**63), 2**63 - 1])
+def test_curves_at_any_steps_can_be_drawn(steps: list[int]) -> None:
+    from trackhub.backends.kfp.page import _curve
+
+    series = Series()
+    # Two values at each: one alone is no curve.
+    series.steps, series.values = steps * 2, [float(at) for at in range(len(steps) * 2)]
+    series.settle()
+    drawing = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", _curve("x", series, 100), re.DOTALL)[0])
+    left, _, width, _ = map(float, drawing.attrib["viewBox"].split())
+    (curve,) = [path for path in drawing.iter("path") if path.attrib.get("stroke-linejoin")]
+    across = [float(pair.split()[0]) for pair in curve.attrib["d"].removeprefix("M").split("L")]
+    assert all(left <= x <= width for x in across)
+
+
+def test_a_run_whose_values_all_lie_at_one_large_step_is_closed(component: Component, bench: Bench) -> None:
+    def body(_: Any) -> None:
+        backend = bench.open()
+        backend.write_metrics([metrics(2**53, loss=2.0), metrics(2**53, loss=1.0)])
+        backend.close("finished")
+
+    component.run(body)
+    assert component.text("page").count("<svg") == 1
+
+
 def test_a_page_of_many_metrics_is_bounded(component: Component, bench: Bench) -> None:
     names = [f"group{index % 40}/metric{index}" for index in range(MOST_CURVES + 100)]
 
@@ -974,6 +1006,81 @@ def test_what_was_never_confirmed_is_not_shown_twice(component: Component, bench
     component.run(body)
     assert [line["step"] for line in component.lines()] == [0, 1]
     assert "| loss | 1 | 1 | 2 | 2 |" in component.text("document")
+
+
+def test_a_rewind_knows_the_steps_of_values_that_are_not_finite(component: Component, bench: Bench) -> None:
+    def body(_: Any) -> None:
+        backend = bench.open()
+        backend.write_metrics([metrics(step, loss=1.0) for step in range(41)])
+        backend.write_metrics([metrics(41, loss=math.nan), metrics(42, loss=math.inf)])
+        assert backend.rewind(Rewind(2, 0, after_step=42))
+        with pytest.raises(StateLost):
+            backend.rewind(Rewind(2, 0, after_step=40))
+        again = bench.open()
+        again.write_metrics([metrics(step, loss=1.0) for step in range(41)])
+        assert again.rewind(Rewind(2, 0, after_step=40))
+        again.write_metrics([metrics(41, loss=0.5)])
+        again.close("finished")
+
+    component.run(body)
+    assert [line["step"] for line in component.lines()] == list(range(42))
+
+
+def test_a_rewind_takes_back_whatever_has_a_step(component: Component, bench: Bench) -> None:
+    def records_of(step: int, text: str) -> dict[str, StepValueLogged | ConfusionMatrixLogged | RocCurveLogged]:
+        at = CREATED_NS, "x"
+        picture = bench.stored(f"{text}.png", PNG, "image/png")
+        table = bench.stored(f"{text}.json", '{"columns": ["a"], "data": [[1]]}', "application/json")
+        return {
+            "text": TextLogged(*at, bench.stored(f"{text}.txt", text, "text/plain"), step),
+            "html": HtmlLogged(*at, bench.stored(f"{text}.html", text, "text/html"), step),
+            "images": ImageLogged(*at, picture, 1, 1, step),
+            "figures": FigureLogged(*at, picture, step),
+            "tables": TableLogged(*at, table, ["a"], 1, step),
+            "confusion_matrices": ConfusionMatrixLogged(*at, ["a"], [[1.0]], step),
+            "roc_curves": RocCurveLogged(*at, [0.0, 1.0], [0.0, 1.0], [1.0, 0.0], step),
+        }
+
+    def body(_: Any) -> None:
+        for kind, late in records_of(60, "late").items():
+            backend = bench.open()
+            getattr(backend, f"write_{kind}")([records_of(40, "early")[kind]])
+            assert backend.rewind(Rewind(2, 0, after_step=40)), kind
+            getattr(backend, f"write_{kind}")([late])
+            assert backend.rewind(Rewind(2, 0, metrics={"loss": 40})), kind
+            with pytest.raises(StateLost):
+                backend.rewind(Rewind(2, 0, after_step=40))
+        again = bench.open()
+        again.write_text([records_of(40, "early")["text"]])
+        again.close("finished")
+
+    component.run(body)
+    assert "early" in component.text("document")
+    assert "late" not in component.text("document")
+
+
+def test_what_is_superseded_and_does_not_come_again_is_in_no_output(component: Component, bench: Bench) -> None:
+    def body(outputs: Any) -> None:
+        outputs.metrics.metadata["mine"] = 1
+        backend = bench.open()
+        backend.write_metrics([metrics(60, loss=1.0)])
+        picture = bench.stored("i.png", PNG, "image/png")
+        backend.write_images([ImageLogged(CREATED_NS, "artifact", picture, 1, 1, 60)])
+        backend.write_html(
+            [HtmlLogged(CREATED_NS, "page", bench.stored("p.html", "<p>page of step 60</p>", "text/html"), 60)]
+        )
+        backend.write_confusion_matrices([ConfusionMatrixLogged(CREATED_NS, "classes", ["a"], [[1.0]], 60)])
+        with pytest.raises(StateLost):
+            backend.rewind(Rewind(2, 0, after_step=40))
+        again = bench.open()
+        again.write_params([ParamsLogged(CREATED_NS, {"lr": 0.1})])
+        again.close("finished")
+
+    found = component.run(body)
+    assert (found["metrics"], found["artifact"], found["classes"]) == ({"mine": 1}, {}, {})
+    assert not (component.root / "metrics").exists()
+    assert not (component.root / "artifact").exists()
+    assert "page of step 60" not in component.text("page")
 
 
 def test_a_second_run_in_the_same_component_is_said(component: Component, bench: Bench) -> None:

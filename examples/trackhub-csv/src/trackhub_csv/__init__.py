@@ -9,6 +9,7 @@ import io
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -54,27 +55,28 @@ class CsvBackend(Backend):
         return CsvOptions(directory=working_directory / options.directory)
 
     def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
-        """Find the run's directory, or make it, and cut off what was written and not remembered."""
+        """Find the run's directory, or make it, and look whether what was remembered is still there."""
         self._run = run
         self._folder = Path(self.options.directory) / run.id
-        # The same run may be written from several machines, each into a file of its own.
-        path = self._path = self._folder / _table(run)
+        path = self._path = self._folder / _own("metrics.csv", run)
         with self._disk():
             self._folder.mkdir(parents=True, exist_ok=True)
             path.touch()
             self._file = path.open("r+b")
-            found_bytes = path.stat().st_size
-        self._size_bytes = state.get("size_bytes", 0)
-        if found_bytes < self._size_bytes:
-            raise StateLost(f"{path} is shorter than it was")
+            self._size_bytes, self._crc32 = _measure(self._file, state.get("size_bytes", 0))
+        if (self._size_bytes, self._crc32) != (state.get("size_bytes", 0), state.get("crc32", 0)):
+            raise StateLost(f"{path} is not what it was")
         if self._size_bytes == 0:
             self._append([["step", "name", "value", "time_ns"]])
         self._write_status("running")
         return OpenedRun(remote_id=run.id, link=str(self._folder), state=self.checkpoint())
 
     def checkpoint(self) -> Mapping[str, Any]:
-        """How much of the file counts: after a crash, the same records come again, and go to the same place."""
-        return {"size_bytes": self._size_bytes}
+        """How much of the file counts: after a crash, the same records come again, and go to the same place.
+
+        And what is in it: a rewind that was not remembered leaves another file, which may be longer.
+        """
+        return {"size_bytes": self._size_bytes, "crc32": self._crc32}
 
     def close(self, status: EndStatus) -> None:
         """Write how the run ended."""
@@ -83,18 +85,26 @@ class CsvBackend(Backend):
     def rewind(self, rewind: Rewind) -> bool:
         """Leave out of the file what a later attempt logs anew.
 
-        If this is cut short the file is shorter than remembered, and all is given again.
+        If this is cut short the file is not what is remembered, and all is given again.
         """
+        assert self._file is not None, "open() comes first"
         new = self._path.with_suffix(".new")
-        with self._disk(), self._path.open(newline="", encoding="utf-8") as lines:
-            with new.open("w", newline="", encoding="utf-8") as kept:
+        with self._disk():
+            # What was written and not remembered comes again, and its last line may be torn.
+            self._file.truncate(self._size_bytes)
+            with (
+                self._path.open(newline="", encoding="utf-8") as lines,
+                new.open("w", newline="", encoding="utf-8") as kept,
+            ):
                 reader, writer = csv.reader(lines), csv.writer(kept)
                 writer.writerow(next(reader))
                 writer.writerows(line for line in reader if not rewind.supersedes(line[1], int(line[0])))
+            file = new.open("r+b")
+            measured = _measure(file, new.stat().st_size)
             new.replace(self._path)
-            self.disconnect()
-            self._file = self._path.open("r+b")
-            self._size_bytes = self._path.stat().st_size
+        # The disk has refused nothing: if it does, all of this is done again.
+        self.disconnect()
+        self._file, (self._size_bytes, self._crc32) = file, measured
         return list(self._folder.glob("metrics*.csv")) == [self._path]
 
     def disconnect(self) -> None:
@@ -118,11 +128,11 @@ class CsvBackend(Backend):
 
     def write_params(self, params: Sequence[ParamsLogged]) -> None:
         """Params: all of them in one file, later ones over earlier ones."""
-        self._update("params.json", [record.params for record in params])
+        self._update(_own("params.json", self._run), [record.params for record in params])
 
     def write_tags(self, tags: Sequence[TagsSet]) -> None:
         """Tags: all of them in one file, later ones over earlier ones."""
-        self._update("tags.json", [record.tags for record in tags])
+        self._update(_own("tags.json", self._run), [record.tags for record in tags])
 
     def write_artifacts(self, artifacts: Sequence[ArtifactLogged]) -> None:
         """Files and directories: copied."""
@@ -142,7 +152,7 @@ class CsvBackend(Backend):
 
     def _copy(self, source: str | Path, target: str | Path) -> None:
         """Copy a file in one step, so that no reader sees half of it."""
-        new = self._folder / "artifact.new"
+        new = self._folder / _own("artifact.new", self._run)
         shutil.copyfile(source, new)
         new.replace(target)
 
@@ -159,6 +169,7 @@ class CsvBackend(Backend):
             self._file.write(content)
             self._file.flush()
         self._size_bytes += len(content)
+        self._crc32 = zlib.crc32(content, self._crc32)
 
     def _update(self, name: str, updates: list[Mapping[str, Any]]) -> None:
         path = self._folder / name
@@ -166,7 +177,7 @@ class CsvBackend(Backend):
             values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
             for update in updates:
                 values |= {key: self._strict(key, value) for key, value in update.items()}
-            _replace(path, values)
+            _replace(path, values, path.with_suffix(".new"))
 
     def _strict(self, key: str, value: Any) -> Any:
         """A value as strict JSON has it: without NaN and infinities."""
@@ -179,7 +190,7 @@ class CsvBackend(Backend):
         run = self._run
         facts = {"name": run.name, "project": run.project, "parent": run.parent_remote_id, "status": status}
         with self._disk():
-            _replace(self._folder / "run.json", facts)
+            _replace(self._folder / "run.json", facts, self._folder / _own("run.new", run))
 
     @contextmanager
     def _disk(self, name: str = "") -> Iterator[None]:
@@ -201,8 +212,8 @@ class CsvReadBack(ReadBack):
         self._folder = folder
         self._run = run
         self.status = json.loads((folder / "run.json").read_bytes())["status"]
-        self.params = self._read("params.json")
-        self.tags = self._read("tags.json")
+        self.params = self._read(_own("params.json", run))
+        self.tags = self._read(_own("tags.json", run))
 
     def metric_names(self) -> Iterable[str]:
         """The names in the CSV file."""
@@ -228,7 +239,7 @@ class CsvReadBack(ReadBack):
         return name, _finite(value)
 
     def _lines(self) -> Iterator[tuple[str, Point]]:
-        with (self._folder / _table(self._run)).open(newline="", encoding="utf-8") as file:
+        with (self._folder / _own("metrics.csv", self._run)).open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 yield line["name"], Point(int(line["step"]), float(line["value"]), int(line["time_ns"]))
 
@@ -237,8 +248,20 @@ class CsvReadBack(ReadBack):
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
 
-def _table(run: RunInfo) -> str:
-    return f"metrics-{run.origin}.csv" if run.origin else "metrics.csv"
+def _own(name: str, run: RunInfo) -> str:
+    """The name of a file that no other machine writes: the same run may come from several."""
+    path = PurePosixPath(name)
+    return f"{path.stem}-{run.origin}{path.suffix}" if run.origin else name
+
+
+def _measure(file: BinaryIO, size_bytes: int) -> tuple[int, int]:
+    """How much of the first so many bytes is there, and its checksum."""
+    found_bytes = crc32 = 0
+    file.seek(0)
+    while content := file.read(min(size_bytes - found_bytes, 1 << 20)):
+        found_bytes += len(content)
+        crc32 = zlib.crc32(content, crc32)
+    return found_bytes, crc32
 
 
 def _files(name: str, path: Path) -> Iterator[Item]:
@@ -261,9 +284,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, values: Mapping[str, Any]) -> None:
+def _replace(path: Path, values: Mapping[str, Any], new: Path) -> None:
     """Write a small file in one step, so that no reader sees half of it."""
-    new = path.with_suffix(".new")
     new.write_text(json.dumps(values, indent=2, allow_nan=False), encoding="utf-8")
     new.replace(path)
 

@@ -36,6 +36,7 @@ from trackhub.records import (
     ModelLogged,
     ParamsLogged,
     RocCurveLogged,
+    StepValueLogged,
     TableLogged,
     TagsSet,
     TextLogged,
@@ -133,9 +134,13 @@ class KfpBackend(Backend):
         Raises:
             StateLost: It is; what is superseded will not be given again.
         """
-        for name, series in self._contents.series.items():
-            if series.highest_step is not None and rewind.supersedes(name, series.highest_step):
-                raise StateLost("a later attempt has logged steps anew")
+        contents = self._contents
+        found = rewind.after_step is not None and contents.highest_step > rewind.after_step
+        for name, series in contents.series.items():
+            found = found or (series.highest_step is not None and rewind.supersedes(name, series.highest_step))
+        if found:
+            self._placing.take_back()
+            raise StateLost("a later attempt went on from an earlier step")
         return True
 
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
@@ -193,11 +198,13 @@ class KfpBackend(Backend):
 
     def write_html(self, pages: Sequence[HtmlLogged]) -> None:
         """HTML pages: copied to an output's path."""
+        self._note_steps(pages)
         for record in _last_of_each(pages):
             self._placing.copy(record, "html", named=("artifact", "dataset"))
 
     def write_figures(self, figures: Sequence[FigureLogged]) -> None:
         """Figures: those that are pages as HTML, the others on the page."""
+        self._note_steps(figures)
         for record in _last_of_each(figures):
             if record.file.media_type == "text/html":
                 self._placing.copy(record, "html", named=("artifact", "dataset"))
@@ -206,26 +213,31 @@ class KfpBackend(Backend):
 
     def write_images(self, images: Sequence[ImageLogged]) -> None:
         """Pictures: the last of each name, on the page."""
+        self._note_steps(images)
         for record in _last_of_each(images):
             self._add_picture(record)
 
     def write_text(self, texts: Sequence[TextLogged]) -> None:
         """Texts: in the markdown document, which holds all of them and all tables."""
+        self._note_steps(texts)
         for record in _last_of_each(texts):
             self._add_section(record)
 
     def write_tables(self, tables: Sequence[TableLogged]) -> None:
         """Tables: in the markdown document; as a JSON file where a file output has the name."""
+        self._note_steps(tables)
         for record in _last_of_each(tables):
             self._add_section(record)
 
     def write_confusion_matrices(self, matrices: Sequence[ConfusionMatrixLogged]) -> None:
         """Confusion matrices: an artifact holds one, the last that was logged for it."""
+        self._note_steps(matrices)
         for record in matrices:
             self._classify(record, "confusionMatrix", classification.confusion_matrix(record.labels, record.matrix))
 
     def write_roc_curves(self, curves: Sequence[RocCurveLogged]) -> None:
         """ROC curves: an artifact holds one, the last that was logged for it. Infinite thresholds are made finite."""
+        self._note_steps(curves)
         for record in curves:
             shown = classification.roc_curve(record.fpr, record.tpr, record.thresholds)
             if self._classify(record, "confidenceMetrics", shown):
@@ -290,6 +302,11 @@ class KfpBackend(Backend):
             output.metadata.update(self._contents.last.get(output.name, {}))
 
     # --- everything else
+
+    def _note_steps(self, records: Sequence[StepValueLogged | ConfusionMatrixLogged | RocCurveLogged]) -> None:
+        """Remember how far they go, for `rewind`."""
+        steps = [record.step for record in records if record.step is not None]
+        self._contents.highest_step = max([self._contents.highest_step, *steps])
 
     def _add_picture(self, record: ImageLogged | FigureLogged) -> None:
         output, _ = self._outputs.take(record.name, named=("artifact", "dataset"))

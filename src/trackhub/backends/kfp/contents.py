@@ -6,6 +6,7 @@ run, while the artifacts of the component, and what was gathered for them, stay 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Contents:
         status: How the run ended, or "running".
         revision: Counts what was taken in; another one than is remembered means that something was not confirmed.
         changed: Whether the page and the document are to be made anew.
+        highest_step: Of texts, pictures and whatever else with a step is no metric.
     """
 
     run: RunInfo
@@ -38,6 +40,7 @@ class Contents:
     status: str = "running"
     revision: int = 0
     changed: bool = True
+    highest_step: float = -math.inf
     params: dict[str, PlainValue] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)

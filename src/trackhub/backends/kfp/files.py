@@ -74,6 +74,17 @@ class Places:
                 shutil.copyfile(source, fresh)
             self._put(fresh, path)
 
+    def remove(self, path: Path) -> None:
+        """Remove what we have put in place.
+
+        Raises:
+            BackendUnavailable: The disk refuses.
+        """
+        if str(path) in self._ours and self.is_free(path):
+            with unavailable_on_os_error("remove", path):
+                _remove(path)
+            del self._ours[str(path)]
+
     def _put(self, fresh: Path, path: Path) -> None:
         if path.is_dir() or fresh.is_dir():
             _remove(path)

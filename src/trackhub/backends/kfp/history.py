@@ -79,3 +79,14 @@ class History:
                 file.seek(self._size_bytes)
                 file.write(content)
         self._size_bytes += len(content)
+
+    def remove(self) -> None:
+        """Remove the file.
+
+        Raises:
+            BackendUnavailable: The disk refuses.
+        """
+        if self._size_bytes:
+            with unavailable_on_os_error("remove", self.path):
+                self.path.unlink(missing_ok=True)
+            self._size_bytes = 0

@@ -125,7 +125,9 @@ def _curve(name: str, series: Series, most: int) -> str:
     left, right = float(min(steps)), float(max(steps))
     low, high = series.least, series.greatest
     if left == right:
-        left, right = left - 0.5, right + 0.5
+        # Beyond 2**53 a half is lost, and different steps may be the same number.
+        pad = max(0.5, math.ulp(left))
+        left, right = left - pad, right + pad
     if low == high:
         pad = abs(low) * 0.1 or 1.0
         low, high = max(low - pad, -sys.float_info.max), min(high + pad, sys.float_info.max)

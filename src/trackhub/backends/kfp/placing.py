@@ -122,6 +122,22 @@ class Placing:
                 for key in self._contents.described.pop(output.name):
                     output.metadata.pop(key, None)
 
+    def take_back(self) -> None:
+        """Take out of the outputs all that they were given: not all of it may come again.
+
+        Raises:
+            BackendUnavailable: The disk refuses.
+        """
+        contents = self._contents
+        for output in self._outputs.all:
+            classified = [what for name, what in contents.claims if name == output.name and what != "file"]
+            for key in (*contents.last.get(output.name, ()), *contents.described.get(output.name, ()), *classified):
+                output.metadata.pop(key, None)
+            if output.path:
+                PLACES.remove(Path(output.path))
+        for history in contents.histories.values():
+            history.remove()
+
     def leave_out(self, name: str, wanted: str) -> None:
         """Count something for which there is no output."""
         if self._contents.run.parent_remote_id is not None:

@@ -18,6 +18,7 @@ class Series:
     """The values of one metric, in the order they were logged.
 
     `steps` and `values` take new values; `settle` is called after some have been added, and empties them.
+    `highest_step` is also of values that are not finite: the history has them.
 
     Args:
         without_curve: To keep the last value and the extremes alone.
@@ -47,12 +48,13 @@ class Series:
             How many of the new values are NaN or infinite; they are counted and in no curve.
         """
         left_out = 0
+        if self.steps:
+            self.highest_step = max(self.steps if self.highest_step is None else (self.highest_step, *self.steps))
         if not all(map(math.isfinite, self.values)):
             left_out = self._leave_out()
         if self.values:
             self.first = self.first or (self.steps[0], self.values[0])
             self.count += len(self.values)
-            self.highest_step = max(self.steps if self.highest_step is None else (self.highest_step, *self.steps))
             self.last, self.last_step = self.values[-1], self.steps[-1]
             self.least = min(self.least, min(self.values))
             self.greatest = max(self.greatest, max(self.values))

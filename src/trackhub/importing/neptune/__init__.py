@@ -123,7 +123,7 @@ class NeptuneRun(SourceRun):
         """The run's records, directory by directory, each in its own order."""
         mapper = OperationMapper(self.findings, blobs, scratch, self.created_ns, self._text_counts)
         for index, directory in enumerate(self._directories):
-            mapper.enter(Files(directory.path, self._options.files_from))
+            mapper.enter(Files(directory.path, self._options.files_from, self.findings))
             for entry in log.read(directory):
                 path = path_of(entry.operation)
                 if (index, entry.number) >= self._emptied.get(path, (0, 0)):

@@ -8,16 +8,19 @@ taken from directories that the person names.
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from trackhub.importing.source import Findings, clean_name
+
 MAX_FILES = 10_000
 """Of one set of files."""
 
-_MAX_LOOKED_AT = 200_000
+MAX_LOOKED_AT = 200_000
+"""Files and directories below the fixed part of a pattern."""
+
 _WILDCARDS = frozenset("*?[")
 
 
@@ -31,9 +34,11 @@ class Files:
     Args:
         directory: The directory, without links.
         allowed: Other directories whose files may be read, without links.
+        findings: Told of what of a set of files is not looked at, or passed over.
     """
 
-    def __init__(self, directory: Path, allowed: Sequence[Path]) -> None:
+    def __init__(self, directory: Path, allowed: Sequence[Path], findings: Findings) -> None:
+        self._findings = findings
         self._copies = directory / "upload_path"
         self._allowed = [*_working_directory(directory), *allowed]
 
@@ -90,12 +95,20 @@ class Files:
             raise NotAllowedError(pattern)
         wanted = ("**",) if wild is None else parts[wild:]
         none = True
-        for path in itertools.islice(_files_below(base), _MAX_LOOKED_AT):
+        for count, path in enumerate(_entries_below(base)):
+            if count == MAX_LOOKED_AT:
+                reason = f"sets of files with more than {MAX_LOOKED_AT:,} files and directories, not looked at further"
+                self._findings.missing(reason, clean_name(pattern))
+                return
             below = path.relative_to(base).parts
             # A directory that matches stands for all it holds.
-            if any(_matches(below[:end], wanted) for end in range(1, len(below) + 1)):
-                none = False
+            if _is_directory(path) or not any(_matches(below[:end], wanted) for end in range(1, len(below) + 1)):
+                continue
+            none = False
+            if _is_file(path):
                 yield path, "/".join(below)
+            else:
+                self._findings.missing("links and special files in sets of files, not read", clean_name(str(path)))
         if none:
             raise FileNotFoundError(pattern)
 
@@ -106,13 +119,13 @@ class Files:
 def _working_directory(directory: Path) -> list[Path]:
     """Where training was started: the directory that `.neptune/offline/<directory>` lies in.
 
-    Not a home directory and not the root: that would be everything the person has.
+    Not a home directory and nothing above one: that would be everything the person has.
     """
     for above in directory.parents:
-        if above.name in ("offline", "async") and len(above.parents) > 2:
-            working_directory = above.parent.parent
-            if working_directory not in (Path("/"), Path.home().resolve()):
-                return [working_directory]
+        if above.name in ("offline", "async"):
+            # The folder may have been copied without the level above it.
+            held_in = above.parent.parent if above.parent.name == ".neptune" else above.parent
+            return [] if Path.home().resolve().is_relative_to(held_in) else [held_in]
     return []
 
 
@@ -124,20 +137,27 @@ def _resolved(path: Path) -> Path:
 
 
 def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(_mode(path))
+
+
+def _is_directory(path: Path) -> bool:
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """What is there, a link being one; 0 for nothing."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        return path.lstat().st_mode
     except (OSError, ValueError):
-        return False
+        return 0
 
 
-def _files_below(base: Path) -> Iterator[Path]:
-    """Regular files, in a fixed order, without following links."""
+def _entries_below(base: Path) -> Iterator[Path]:
+    """All that lies below, in a fixed order, without following links."""
     for parent, folders, names in os.walk(base):
         folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            if _is_file(path):
-                yield path
+        for name in sorted([*folders, *names]):
+            yield Path(parent, name)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

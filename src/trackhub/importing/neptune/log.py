@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -229,7 +230,7 @@ def survey(directory: Directory) -> Iterator[Entry]:
     digest = hashlib.blake2s()
     digest.update(f"{directory.put} {directory.acknowledged}".encode())
     for entry in read(directory, directory, digest):
-        if directory.first_at is None:
+        if directory.first_at is None and entry.at is not None and math.isfinite(entry.at):
             directory.first_at = entry.at
         yield entry
     directory.digest = digest.hexdigest()
@@ -275,9 +276,16 @@ def read(directory: Directory, counted: Directory | None = None, digest: Any = N
             recent[version] = own
             if len(recent) >= COMPARED_OPERATIONS // 2:
                 recent, earlier = {}, recent
-            at = decoded.at
-            yield Entry(number, decoded.obj, None if at is None else float(at))
+            yield Entry(number, decoded.obj, _seconds(decoded.at))
             number += 1
+
+
+def _seconds(at: float | None) -> float | None:
+    """A time as a float; a whole number too large for one is infinite, and counted with the times that do not fit."""
+    try:
+        return None if at is None else float(at)
+    except OverflowError:
+        return math.inf
 
 
 def _decode(line: bytes) -> _Line | _OtherLine | None:

@@ -10,6 +10,7 @@ import binascii
 import csv
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from trackhub.records import (
     MetricsLogged,
     ParamsLogged,
     PlainValue,
+    StoredFile,
     TagsSet,
     TextLogged,
 )
@@ -44,6 +46,13 @@ _OUTSIDE = "files outside of the training directory, not read (allow with --file
 def path_of(operation: operations.Operation | operations.OtherOperation) -> str:
     """The name of the field that an operation is about."""
     return clean_name("/".join(operation.path))
+
+
+@dataclass
+class _WordSet:
+    words: set[str] = field(default_factory=set)
+    changes: int = 0
+    changed_ns: int = 0
 
 
 class OperationMapper:
@@ -66,7 +75,8 @@ class OperationMapper:
         self._now_ns = created_ns
         self._text_counts = text_counts
         self._next_step: dict[str, int] = {}
-        self._string_sets: dict[str, dict[str, None]] = {}
+        self._word_sets: dict[str, _WordSet] = {}
+        self._stored: dict[tuple[str, int, int], StoredFile] = {}
         self._gathered: dict[str, Path] = {}
 
     def enter(self, files: Files) -> None:
@@ -87,7 +97,7 @@ class OperationMapper:
             case operations.UploadFile() | operations.UploadFileContent() | operations.UploadFileSet():
                 yield from self._artifacts(name, operation)
             case operations.AddStrings() | operations.RemoveStrings() | operations.ClearStringSet():
-                yield self._string_set(name, operation)
+                self._change_set(name, operation)
             case operations.TrackFilesToArtifact():
                 tracked = [clean_text(place[0]) for place in operation.entries if place and place[0]]
                 yield ParamsLogged(self._now_ns, {name: list(tracked)})
@@ -101,7 +111,10 @@ class OperationMapper:
                     yield self._assigned(name, operation)
 
     def rest(self) -> Iterator[JournalRecord]:
-        """What was gathered over the whole run: the long text series."""
+        """What was gathered over the whole run: the sets of words as they were last, and the long text series."""
+        for name, word_set in self._word_sets.items():
+            self._findings.changed("earlier states of sets of words, not kept", name, word_set.changes - 1)
+            yield TagsSet(word_set.changed_ns, {name: ", ".join(sorted(word_set.words))})
         for name, path in self._gathered.items():
             self._findings.changed("long text series, each kept as one CSV file", name)
             yield ArtifactLogged(self._now_ns, f"{clean_path(name)}.csv", self._blobs.snapshot(path))
@@ -124,19 +137,19 @@ class OperationMapper:
             return TagsSet(self._now_ns, {name: str(value)})
         return ParamsLogged(self._now_ns, {name: value})
 
-    def _string_set(
+    def _change_set(
         self, name: str, operation: operations.AddStrings | operations.RemoveStrings | operations.ClearStringSet
-    ) -> JournalRecord:
-        """The whole set as one tag, each time it changes."""
-        words = self._string_sets.setdefault(name, {})
+    ) -> None:
+        """Note a change of a set. A tag for each change would make the square of what was read."""
+        word_set = self._word_sets.setdefault(name, _WordSet())
         if isinstance(operation, operations.ClearStringSet):
-            words.clear()
+            word_set.words.clear()
         elif isinstance(operation, operations.AddStrings):
-            words.update((clean_text(word), None) for word in operation.values)
+            word_set.words.update(map(clean_text, operation.values))
         else:
-            for word in operation.values:
-                words.pop(clean_text(word), None)
-        return TagsSet(self._now_ns, {name: ", ".join(sorted(words))})
+            word_set.words.difference_update(map(clean_text, operation.values))
+        word_set.changes += 1
+        word_set.changed_ns = self._now_ns
 
     # --- series
 
@@ -237,13 +250,25 @@ class OperationMapper:
         shown = clean_name(source)
         try:
             path = self._files.copy(source) if copied else self._files.original(source)
-            yield ArtifactLogged(self._now_ns, _file_name(name, ext), self._blobs.snapshot(path))
+            yield ArtifactLogged(self._now_ns, _file_name(name, ext), self._snapshot(path))
         except NotAllowedError:
             self._findings.missing("copies whose name leads elsewhere" if copied else _OUTSIDE, shown)
         except FileNotFoundError:
             self._findings.missing(_GONE, shown)
         except (PermissionError, ValueError) as error:
             self._findings.missing("files that cannot be read", f"{shown}: {error}")
+
+    def _snapshot(self, path: Path) -> StoredFile:
+        """A copy of a file; the same one as long as the file stays what it was: one can be named any number of times.
+
+        Args:
+            path: The file, without links.
+        """
+        status = path.stat()
+        key = str(path), status.st_size, status.st_mtime_ns
+        if key not in self._stored:
+            self._stored[key] = self._blobs.snapshot(path)
+        return self._stored[key]
 
     def _file_set(self, name: str, pattern: str) -> Iterator[JournalRecord]:
         shown = clean_name(pattern)
@@ -253,7 +278,7 @@ class OperationMapper:
                     self._findings.missing(f"sets of files cut off after {MAX_FILES:,}", shown)
                     return
                 artifact = f"{clean_path(name)}/{clean_path(below)}"
-                yield ArtifactLogged(self._now_ns, artifact, self._blobs.snapshot(path))
+                yield ArtifactLogged(self._now_ns, artifact, self._snapshot(path))
         except NotAllowedError:
             self._findings.missing(_OUTSIDE, shown)
         except FileNotFoundError:

@@ -30,6 +30,7 @@ _TAIL = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
 _SMALL_BYTES = 1 << 20
 _SEARCHED_BYTES = 16 * 1024 * 1024
+_SEARCHED_FIRST_BYTES = 1024
 _MAX_TRIED = 100_000
 
 # Field numbers in an event's protocol buffers: of messages, and of plain bytes.
@@ -150,14 +151,20 @@ def _length(head: bytes) -> int | None:
 def _next_record(file: BinaryIO, start: int, size: int) -> int | None:
     """Where the next record begins whose head is right; None if there is none near."""
     file.seek(start)
-    data = file.read(min(size - start, _SEARCHED_BYTES))
-    at, tried = 0, 0
-    # A length that is within bounds ends with four zero bytes.
-    while (zeros := data.find(b"\0\0\0\0", at + 4)) >= 0 and tried < _MAX_TRIED:
-        at = zeros - 4
-        if _length(data[at : at + _HEAD.size]) is not None:
-            return start + at
-        at, tried = at + 1, tried + 1
+    left = min(size - start, _SEARCHED_BYTES)
+    data = b""
+    at = tried = 0
+    # Most often the next record is near, and there may be as much damage as there are records.
+    while more := file.read(min(max(len(data), _SEARCHED_FIRST_BYTES), left - len(data))):
+        data += more
+        past_heads = len(data) - _HEAD.size + 1
+        # A length that is within bounds ends with four zero bytes.
+        while (zeros := data.find(b"\0\0\0\0", at + 4, past_heads + 7)) >= 0 and tried < _MAX_TRIED:
+            at = zeros - 4
+            if _length(data[at : at + _HEAD.size]) is not None:
+                return start + at
+            at, tried = at + 1, tried + 1
+        at = max(at, past_heads)
     return None
 
 

@@ -289,6 +289,7 @@ class Backend(ABC):
 
         Raises:
             BackendUnavailable: To be called again later.
+            StateLost: Everything has to be given again, from the run's start.
         """
         return False
 

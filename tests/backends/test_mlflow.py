@@ -7,8 +7,10 @@ import json
 import math
 import random
 import string
+import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -565,6 +567,35 @@ def test_a_jpeg_is_in_the_image_grid_too(local: Bench) -> None:
     file = StoredFile("i.jpg", path.stat().st_size, media_type="image/jpeg")
     backend.write_images([ImageLogged(NOW, "i", file, 8, 8, step=1)])
     assert [Path(name).suffix for name in sorted(local.artifacts(remote_id))] == [".webp", ".png"]
+
+
+def png(side: int, *chunks: tuple[bytes, bytes], depth: int = 1, colour: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    lines = zlib.compress(bytes(side * (1 + (side * depth + 7) // 8)), 1)
+    parts = [(b"IHDR", header), (b"IDAT", lines), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(png(14_000), id="more pixels than Pillow opens"),
+        pytest.param(png(10_000), id="so many pixels that Pillow warns, which is an error here"),
+        pytest.param(png(8, (b"fdAT", b"\0\0\0\1odd")), id="a chunk of an animation in a still picture"),
+        pytest.param(png(8, (b"cHRM", b"odd")), id="a chunk that is too short"),
+        pytest.param(png(8, colour=3), id="a palette picture without a palette"),
+        pytest.param(png(8)[:-30], id="cut short"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_a_picture_that_cannot_be_made_smaller_is_in_the_image_grid_as_it_is(content: bytes, local: Bench) -> None:
+    backend, remote_id = local.open()
+    backend.write_images([ImageLogged(NOW, "i", local.file("i.png", content, "image/png"), 8, 8, step=1)])
+    whole, grid = sorted(local.artifacts(remote_id), key=len)
+    assert (whole + "+compressed.webp").replace(".png+", "+") == grid
+    assert {local.read(remote_id, path) for path in (whole, grid)} == {content}
 
 
 def test_tables_are_found_by_mlflow_as_its_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

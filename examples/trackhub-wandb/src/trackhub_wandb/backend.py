@@ -11,6 +11,7 @@ import json
 import math
 import secrets
 import shutil
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -45,6 +46,8 @@ _FLUSH_SECONDS = 0.02
 _MAX_BINS = 512
 _MAX_ROWS = 10_000
 _MAX_LABEL_LENGTH = 64
+_BAD_PICTURE_ERRORS = (OSError, KeyError, ValueError, SyntaxError, AssertionError, EOFError, struct.error)
+"""What Pillow's readers let out where a picture is slightly broken."""
 
 
 class WandbBackend(Backend):
@@ -220,6 +223,15 @@ class WandbBackend(Backend):
         return self._wandb.Html(content, inject=False, data_is_not_path=True)
 
     def _image(self, file: Path) -> Any:
+        from PIL import Image
+
+        try:
+            # wandb would leave a picture open that it cannot read.
+            with Image.open(file) as picture:
+                picture.load()
+        except (*_BAD_PICTURE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            why = str(error) or type(error).__name__
+            raise RecordRejected(f"the picture {file.name} cannot be read: {why}") from error
         return self._wandb.Image(str(file))
 
     def _table(self, file: Path) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,6 +18,9 @@ from typing import Any
 from trackhub.backend import Notes
 from trackhub.backends.mlflow.names import to_artifact_path
 from trackhub.errors import BackendUnavailable, RecordRejected
+
+_BAD_PICTURE_ERRORS = (OSError, KeyError, ValueError, SyntaxError, AssertionError, EOFError, struct.error)
+"""What Pillow's readers let out where a picture is slightly broken."""
 
 
 def path_of_only_file(folder: str, name: str) -> str:
@@ -110,7 +114,10 @@ class RunArtifacts:
 
 
 def thumbnail(source: Path) -> bytes | None:
-    """A picture at the size of MLflow's image grid; None without Pillow, which mlflow-skinny does not bring."""
+    """A picture at the size of MLflow's image grid.
+
+    None for one that cannot be made smaller, and without Pillow, which mlflow-skinny does not bring.
+    """
     if find_spec("PIL") is None:
         return None
     from PIL import Image
@@ -120,6 +127,6 @@ def thumbnail(source: Path) -> bytes | None:
         with Image.open(source) as image:
             image.thumbnail((256, 256))
             image.save(buffer, "WEBP")
-    except (OSError, KeyError, ValueError):
+    except (*_BAD_PICTURE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     return buffer.getvalue()

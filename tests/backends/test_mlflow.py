@@ -423,6 +423,25 @@ def test_a_param_set_meanwhile_by_someone_else_costs_no_neighbour(bench: Bench) 
     assert reasons(backend) == [("param changed", "theirs")]
 
 
+def test_what_is_sent_again_is_told_once(served: str, tmp_path: Path) -> None:
+    bench = Bench(served, tmp_path)
+    run = bench.run(reserved_params=frozenset({"theirs"}))
+    theirs = bench.client.create_run(bench.client.create_experiment(run.project))
+    backend, remote_id = bench.open(run, run_id=theirs.info.run_id)
+    backend.write_params([ParamsLogged(NOW, {"lr": 0.1})])
+    metrics = [MetricsLogged(NOW, 0, {"up": math.inf})]
+    params = [ParamsLogged(NOW, {"lr": 0.2, "theirs": 3})]
+    bench.client.delete_run(remote_id)
+    for write in (lambda: backend.write_metrics(metrics), lambda: backend.write_params(params)):
+        with pytest.raises(BackendUnavailable, match="deleted"):
+            write()
+    bench.client.restore_run(remote_id)
+    backend.write_metrics(metrics)
+    backend.write_params(params)
+    assert reasons(backend) == [("infinite", "up"), ("param changed", "lr"), ("left to others", "theirs")]
+    bench.close()
+
+
 def test_params_that_kubeflow_wrote_as_json_are_the_same(local: Bench) -> None:
     client = local.client
     theirs = client.create_run("0").info.run_id

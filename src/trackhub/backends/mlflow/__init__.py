@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field
@@ -247,6 +247,7 @@ class MlflowBackend(Backend):
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Log step metrics. The journal's time goes with them, so that a point sent twice is stored once."""
         metric, keys = self._metric, self._keys
+        infinite: list[str] = []
         batch: list[Any] = []
         size = 0
         for point in points:
@@ -254,25 +255,28 @@ class MlflowBackend(Backend):
             for key, value in point.values.items():
                 known = keys.get(key) or self._register_key(key)
                 if math.isinf(value):
-                    self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
+                    infinite.append(key)
                 if len(batch) == _MAX_METRICS or size + known[1] > _MAX_REQUEST_BYTES:
                     self._send_metrics(batch)
                     batch, size = [], 0
                 batch.append(metric(known[0], value, time_ms, point.step))
                 size += known[1]
         self._send_metrics(batch)
+        # Only now: what is given again, because it did not arrive, is counted once.
+        for key in infinite:
+            self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
         self._saw(points)
 
     def write_params(self, params: Sequence[ParamsLogged]) -> None:
         """Log params. The first value of a param stands, in MLflow; a later one is noted, and kept as a tag."""
         fresh: dict[str, str] = {}
-        changed: dict[str, str] = {}
+        kept_apart: list[_ParamKeptApart] = []
         for record in params:
             for key, value in record.params.items():
                 name, text = self._key(key), self._clean(key, str(value))
                 if self._is_reserved(key):
                     # Whoever made the run logs it too, at its end; logged in another spelling, that would fail.
-                    changed |= self._note_reserved(key, text)
+                    kept_apart.append(_reserved(key, text))
                     continue
                 short, path = _shorten(text, _MAX_PARAM_LENGTH, "params", name)
                 stored = self._params.get(name, fresh.get(name))
@@ -280,10 +284,13 @@ class MlflowBackend(Backend):
                     self._keep_whole(key, text, path)
                     fresh[name] = short
                 elif stored != short and not _same_json(stored, value, text):
-                    changed |= self._note_change(key, stored, text)
-        self._send_params(fresh)
-        self._send_pairs({}, changed)
+                    kept_apart.append(_changed(key, stored, text))
+        kept_apart += self._send_params(fresh)
+        self._send_pairs({}, {one.tag: one.text for one in kept_apart})
         self._params |= fresh
+        # Only now: what is given again, because it did not arrive, is counted once.
+        for one in kept_apart:
+            self.notes.add(*one.note)
         self._saw(params)
 
     def write_tags(self, tags: Sequence[TagsSet]) -> None:
@@ -503,7 +510,8 @@ class MlflowBackend(Backend):
             with self._translated("log metrics"):
                 self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
 
-    def _send_params(self, fresh: dict[str, str]) -> None:
+    def _send_params(self, fresh: dict[str, str]) -> list[_ParamKeptApart]:
+        """Log params; those that someone else has set to another value are taken out of `fresh`, and given back."""
         try:
             self._send_pairs(fresh, {})
         except RecordRejected:
@@ -513,12 +521,14 @@ class MlflowBackend(Backend):
             clashing = {name for name, text in fresh.items() if self._params.get(name, text) != text}
             if not clashing:
                 raise
-            changed: dict[str, str] = {}
+            changed: list[_ParamKeptApart] = []
             for name in clashing:
                 text = fresh.pop(name)
                 if not _same_json(self._params[name], text, text):
-                    changed |= self._note_change(name, self._params[name], text)
-            self._send_pairs(fresh, changed)
+                    changed.append(_changed(name, self._params[name], text))
+            self._send_pairs(fresh, {})
+            return changed
+        return []
 
     def _send_pairs(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Log params and set tags, in as many requests as MLflow's limits ask for."""
@@ -529,16 +539,6 @@ class MlflowBackend(Backend):
                 self._client.log_batch(self._run_id, params=[Param(*pair) for pair in part], synchronous=True)
             for part in _chunks(tags.items()):
                 self._client.log_batch(self._run_id, tags=[RunTag(*pair) for pair in part], synchronous=True)
-
-    def _note_change(self, key: str, stored: str, text: str) -> dict[str, str]:
-        self.notes.add("param changed", key, f"{stored[:80]!r} stands, {text[:80]!r} is in a tag")
-        tag = to_mlflow_key(f"trackhub.changed_param.{key}")
-        return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
-
-    def _note_reserved(self, key: str, text: str) -> dict[str, str]:
-        self.notes.add("left to others", key, "the run's maker logs that param; the value is in a tag")
-        tag = to_mlflow_key(f"trackhub.param.{key}")
-        return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
 
     def _register_model(self, record: ModelLogged, register_as: str, folder: str) -> None:
         """Make a version of a registered model, unless this very record has one."""
@@ -662,6 +662,29 @@ class MlflowBackend(Backend):
     def _run_is_deleted(self) -> bool:
         with self._translated("read the run", may_reject=False):
             return bool(self._client.get_run(self._run_id).info.lifecycle_stage == "deleted")
+
+
+class _ParamKeptApart(NamedTuple):
+    """A param whose value is in a tag, and what the notes say of it."""
+
+    tag: str
+    text: str
+    note: tuple[str, str, str]
+
+
+def _changed(key: str, stored: str, text: str) -> _ParamKeptApart:
+    note = ("param changed", key, f"{stored[:80]!r} stands, {text[:80]!r} is in a tag")
+    return _kept_apart("trackhub.changed_param", key, text, note)
+
+
+def _reserved(key: str, text: str) -> _ParamKeptApart:
+    note = ("left to others", key, "the run's maker logs that param; the value is in a tag")
+    return _kept_apart("trackhub.param", key, text, note)
+
+
+def _kept_apart(prefix: str, key: str, text: str, note: tuple[str, str, str]) -> _ParamKeptApart:
+    tag = to_mlflow_key(f"{prefix}.{key}")
+    return _ParamKeptApart(tag, _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0], note)
 
 
 def _without_nul(text: str) -> str:

@@ -181,6 +181,18 @@ def test_files_stay_inside(name: str, run: Rehearsal, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("outside"))
 
 
+def test_the_files_of_a_linked_folder_are_there_too(run: Rehearsal, tmp_path: Path) -> None:
+    """In a directory that is logged in place; of any other, the snapshot has no links."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.bin").write_bytes(b"content")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "shards")
+    with run.opened() as (backend, opened):
+        file = StoredFile(str(tmp_path / "data"), 7, is_directory=True)
+        backend.write_artifacts([ArtifactLogged(2, "data", file)])
+        assert run.shown(opened).files == {"data/linked/a.bin": b"content"}
+
+
 def test_the_neighbours_of_what_is_rejected_are_shown_once(run: Rehearsal) -> None:
     """A rejected batch comes again in halves."""
     texts = [TextLogged(at, f"t{at}", samples.stored(run, f"t{at}", b"a text"), at) for at in range(4)]

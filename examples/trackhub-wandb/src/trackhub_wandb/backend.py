@@ -9,6 +9,7 @@ import contextlib
 import html
 import json
 import math
+import os
 import secrets
 import shutil
 import struct
@@ -247,7 +248,9 @@ class WandbBackend(Backend):
         source = self._found(name, file)
         files = Path(self._run.settings.files_dir)
         target = files.joinpath("artifacts", *parts)
-        inside = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+        # Those of a linked folder, too, which `rglob` leaves out.
+        below = [Path(folder, one) for folder, _, names in os.walk(source, followlinks=True) for one in names]
+        inside = below if source.is_dir() else [source]
         try:
             for path in inside:
                 copy = target / path.relative_to(source) if source.is_dir() else target

@@ -9,7 +9,7 @@ import io
 import os
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,13 @@ def path_of_only_file(folder: str, name: str) -> str:
     MLflow's `HttpArtifactRepository.list_artifacts` takes such a folder for the file, and shows it as empty.
     """
     return f"{folder}/{name}.bin" if name == folder.rpartition("/")[2] else f"{folder}/{name}"
+
+
+def files_below(source: Path) -> Iterator[Path]:
+    """All files of a directory; those of a linked folder, too, as `log_artifact` counts them."""
+    for folder, _, files in os.walk(source, followlinks=True):
+        for file in sorted(files):
+            yield Path(folder, file)
 
 
 class RunArtifacts:
@@ -63,10 +70,9 @@ class RunArtifacts:
         if not source.is_dir():
             self._put_file(source, target)
             return
-        for folder, _, files in os.walk(source):
-            for file in sorted(files):
-                inside = Path(folder, file).relative_to(source).as_posix()
-                self._put_file(Path(folder, file), self.path_for(inside, within=f"{target}/"))
+        for file in files_below(source):
+            inside = file.relative_to(source).as_posix()
+            self._put_file(file, self.path_for(inside, within=f"{target}/"))
 
     def put_bytes(self, content: bytes, target: str) -> None:
         """Upload what is in memory."""

@@ -9,9 +9,11 @@ import random
 import string
 import struct
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +282,72 @@ def test_a_run_ends_when_its_last_record_was_written(local: Bench, status: Any, 
     backend.close(status)
     info = local.client.get_run(remote_id).info
     assert (info.status, info.end_time) == (shown, NOW // 1_000_000 + 60_000)
+
+
+@pytest.mark.parametrize("deliveries", [2, 4])
+def test_deliveries_that_begin_together_settle_on_one_run(deliveries: int, bench: Bench) -> None:
+    """As of two directories with one run's id, on two machines that were started at the same moment."""
+    for _ in range(5):
+        run = bench.run()
+        bench.client.create_experiment(run.project)
+        backends = [bench.backend() for _ in range(deliveries)]
+        start = threading.Barrier(deliveries)
+
+        def begin(backend: MlflowBackend, run: RunInfo = run, start: threading.Barrier = start) -> str | None:
+            start.wait()
+            return backend.open(run, {}).remote_id
+
+        with ThreadPoolExecutor(deliveries) as pool:
+            used = set(pool.map(begin, backends))
+        experiment = bench.client.get_experiment_by_name(run.project)
+        assert used == {one.info.run_id for one in bench.client.search_runs([experiment.experiment_id])}
+        assert len(used) == 1
+
+
+def test_a_run_that_another_machine_writes_to_is_left_alone(bench: Bench) -> None:
+    run = bench.run()
+    backend, remote_id = bench.open(run)
+    experiment_id = bench.client.get_run(remote_id).info.experiment_id
+    written = {}
+    for what in ("param", "metric", "tag", "artifact", "table", "nothing"):
+        made = bench.client.create_run(experiment_id, tags={"trackhub.run_id": run.id, "mlflow.user": "them"})
+        written[what] = made.info.run_id
+    bench.client.log_param(written["param"], "a", 1)
+    bench.client.log_metric(written["metric"], "a", 1)
+    bench.client.set_tag(written["tag"], "a", "b")
+    bench.client.set_tag(written["table"], "mlflow.loggedArtifacts", "[]")
+    bench.client.log_text(written["artifact"], "content", "a.txt")
+    backend.close("finished")
+    left = {one.info.run_id for one in bench.client.search_runs([experiment_id])}
+    assert left == {remote_id, *written.values()} - {written["nothing"]}
+    told = {subject: reason for reason, subject in reasons(backend)}
+    assert told == {at: "deleted" if what == "nothing" else "a second run" for what, at in written.items()}
+
+
+def test_a_second_run_that_was_deleted_holds_nothing_up(bench: Bench) -> None:
+    run = bench.run()
+    backend, remote_id = bench.open(run)
+    experiment_id = bench.client.get_run(remote_id).info.experiment_id
+    second = bench.client.create_run(experiment_id, 1, {"trackhub.run_id": run.id})
+    backend.close("finished")
+    assert bench.client.get_run(second.info.run_id).info.lifecycle_stage == "deleted"
+    _, found = bench.open(run)
+    assert found == remote_id
+    elsewhere = bench.run()
+    late = bench.client.create_run(experiment_id, 1, {"trackhub.run_id": elsewhere.id, "trackhub.unused": "yes"})
+    bench.client.delete_run(late.info.run_id)
+    _, fresh = bench.open(elsewhere, experiment_id=experiment_id)
+    assert fresh != late.info.run_id
+
+
+def test_of_a_deleted_run_and_an_active_one_the_active_one_is_used(bench: Bench) -> None:
+    run = bench.run()
+    _, remote_id = bench.open(run)
+    experiment_id = bench.client.get_run(remote_id).info.experiment_id
+    later = bench.client.create_run(experiment_id, NOW // 1_000_000 + 1, {"trackhub.run_id": run.id})
+    bench.client.delete_run(later.info.run_id)
+    _, found = bench.open(run)
+    assert found == remote_id
 
 
 def test_a_run_that_goes_on_is_running_again(bench: Bench) -> None:

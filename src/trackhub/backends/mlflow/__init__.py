@@ -1,7 +1,7 @@
 """Runs in MLflow: on a tracking server, or in a local SQLite file.
 
 One vendor a folder: everything MLflow calls differently, limits, or draws in its own places is known here, and in what
-stands beside it: `names` (its keys), `uris`, `artifacts` and `errors`.
+stands beside it: `names` (its keys), `claiming` (which run is ours), `uris`, `artifacts` and `errors`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import Field
 
 from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, VendorVariable, hookimpl
 from trackhub.backends.mlflow.artifacts import RunArtifacts, path_of_only_file, thumbnail
+from trackhub.backends.mlflow.claiming import CLAIM_TAG, UNUSED_TAG, Claiming
 from trackhub.backends.mlflow.errors import Translated
 from trackhub.backends.mlflow.names import is_shortened, to_artifact_path, to_image_key, to_mlflow_key, to_model_name
 from trackhub.backends.mlflow.reading import MlflowReadBack
@@ -57,10 +58,10 @@ from trackhub.records import (
     TextLogged,
 )
 
-_RUN_TAG = "trackhub.run_id"
+_RUN_TAG, _VERSION_TAG = "trackhub.run_id", "trackhub.version"
 _ATTEMPT_TAG, _SUPERSEDED_TAG = "trackhub.attempt", "trackhub.superseded"
-_OUR_TAGS = frozenset({_RUN_TAG, "trackhub.version", _ATTEMPT_TAG, _SUPERSEDED_TAG})
-_TABLES_TAG = "mlflow.loggedArtifacts"
+_OUR_TAGS = frozenset({_RUN_TAG, _VERSION_TAG, _ATTEMPT_TAG, _SUPERSEDED_TAG, CLAIM_TAG, UNUSED_TAG})
+_TABLES_TAG, _IMAGES_TAG = "mlflow.loggedArtifacts", "mlflow.loggedImages"
 _STATUSES: Mapping[EndStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _FIGURE_SUFFIXES = {"image/png": ".png", "text/html": ".html", "image/svg+xml": ".svg"}
 _FOLDERS: Mapping[type[Record], tuple[str, Callable[[StepValueLogged], str]]] = {
@@ -379,7 +380,7 @@ class MlflowBackend(Backend):
             else:
                 self._artifacts.put_bytes(small, f"{target}+compressed.webp")
         if images and not self._has_image_tag:
-            self._send_pairs({}, {"mlflow.loggedImages": "True"})
+            self._send_pairs({}, {_IMAGES_TAG: "True"})
             self._has_image_tag = True
         self._saw(images)
 
@@ -419,30 +420,36 @@ class MlflowBackend(Backend):
             return self._client.get_run(self.options.run_id)
         if run_id := state.get("run_id"):
             return self._client.get_run(run_id)
+        experiment_id = self._experiment_id()
+        claiming = self._claiming(experiment_id)
+        return claiming.find() or claiming.claim(self._create(experiment_id))
+
+    def _claiming(self, experiment_id: str) -> Claiming:
         from mlflow.entities import ViewType
 
-        experiment_id = self._experiment_id()
-        found = self._client.search_runs([experiment_id], self._is_ours, ViewType.ALL, max_results=1)
-        return found[0] if found else self._create(experiment_id)
-
-    @property
-    def _is_ours(self) -> str:
-        """What MLflow is asked to find the run by."""
-        return f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+        is_ours = f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+        return Claiming(self._client, lambda: self._client.search_runs([experiment_id], is_ours, ViewType.ALL))
 
     def _delete_ghosts(self) -> None:
         """Delete the run that a server made when it carried out, late, what had been given up and asked for again."""
-        for other in self._client.search_runs([self._experiment], self._is_ours, max_results=10):
-            if other.info.run_id == self._run_id:
-                continue
-            if other.data.metrics or other.data.params:
+        claiming = self._claiming(self._experiment)
+        for other in claiming.others(self._run_id):
+            if self._is_written_to(other):
                 self.notes.add("a second run", other.info.run_id, "somebody has written to it, so it stays")
                 continue
-            self._client.delete_run(other.info.run_id)
+            claiming.delete(other.info.run_id)
             self.notes.add("deleted", other.info.run_id, "an empty second run, which the server had made late")
 
+    def _is_written_to(self, run: Any) -> bool:
+        """Whether a run has more than what it was made with: another machine may be at work on it."""
+        data = run.data
+        made_with = {_RUN_TAG, _VERSION_TAG}
+        # Servers add tags of their own to every run.
+        added = {tag for tag in data.tags if not tag.startswith("mlflow.") or tag in (_TABLES_TAG, _IMAGES_TAG)}
+        return bool(data.metrics or data.params or added - made_with or self._client.list_artifacts(run.info.run_id))
+
     def _create(self, experiment_id: str) -> Any:
-        tags = {_RUN_TAG: self._run.id, "trackhub.version": version("trackhub-sdk")}
+        tags = {_RUN_TAG: self._run.id, _VERSION_TAG: version("trackhub-sdk")}
         # A container's user often has no name.
         with suppress(ImportError, KeyError, OSError):
             tags["mlflow.user"] = getpass.getuser()
@@ -490,7 +497,7 @@ class MlflowBackend(Backend):
     def _remember(self, found: Any) -> None:
         self._ended_ms = found.info.end_time
         self._params = dict(found.data.params)
-        self._has_image_tag = "mlflow.loggedImages" in found.data.tags
+        self._has_image_tag = _IMAGES_TAG in found.data.tags
         try:
             self._tables = list(json.loads(found.data.tags.get(_TABLES_TAG, "[]")))
         except (ValueError, TypeError):

@@ -623,6 +623,33 @@ def test_texts_pages_and_figures_are_files_by_kind_and_step(local: Bench) -> Non
     }
 
 
+def test_no_two_names_share_a_path(bench: Bench) -> None:
+    """Whichever comes first has the plain one, also for a delivery that goes on after a restart, and for `verify`."""
+    run = bench.run()
+    logged = [("notes", None), ("notes.txt", None), ("e", 1), ("e/step-00000001", None), ("r.txt", None), ("r", None)]
+    texts = [
+        TextLogged(NOW, name, bench.file(f"text {at}", f"{name} {step}"), step)
+        for at, (name, step) in enumerate(logged)
+    ]
+    first = bench.backend()
+    opened = first.open(run, {})
+    first.write_text([texts[0], *texts[2:5]])
+    state = first.checkpoint() or opened.state
+    again = bench.backend()
+    again.open(run, state)
+    again.write_text(texts)
+    assert reasons(again) == [("renamed", f"text/{name}") for name in ("notes.txt", "e/step-00000001", "r")]
+    remote_id = str(opened.remote_id)
+    stored = {path: bench.read(remote_id, path).decode() for path in bench.artifacts(remote_id)}
+    assert sorted(stored.values()) == sorted(f"{name} {step}" for name, step in logged)
+    plain = {"text/notes.txt": "notes None", "text/e/step-00000001.txt": "e 1", "text/r.txt": "r.txt None"}
+    assert plain.items() <= stored.items()
+    reader = bench.backend()
+    there = reader.read_back(run, again.checkpoint() or state)
+    wanted = {item.path: text.name for text in texts for item in there.items_for(text) or ()}
+    assert wanted == {path: content.rpartition(" ")[0] for path, content in stored.items()}
+
+
 def test_images_are_in_the_image_grid_once(bench: Bench) -> None:
     image_module = pytest.importorskip("PIL.Image")
     path = bench.directory / "i.png"

@@ -1,7 +1,8 @@
 """Runs in MLflow: on a tracking server, or in a local SQLite file.
 
 One vendor a folder: everything MLflow calls differently, limits, or draws in its own places is known here, and in what
-stands beside it: `names` (its keys), `claiming` (which run is ours), `uris`, `artifacts` and `errors`.
+stands beside it: `names` (its keys), `placing` (who has which path), `claiming` (which run is ours),
+`uris`, `artifacts` and `errors`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trackhub.backends.mlflow.artifacts import RunArtifacts, path_of_only_file, 
 from trackhub.backends.mlflow.claiming import CLAIM_TAG, UNUSED_TAG, Claiming
 from trackhub.backends.mlflow.errors import Translated
 from trackhub.backends.mlflow.names import is_shortened, to_artifact_path, to_image_key, to_mlflow_key, to_model_name
+from trackhub.backends.mlflow.placing import Placing
 from trackhub.backends.mlflow.reading import MlflowReadBack
 from trackhub.backends.mlflow.uris import (
     DATABASES,
@@ -111,6 +113,8 @@ class MlflowBackend(Backend):
         self._secrets: tuple[str, ...] = tuple(p for p in (urlsplit(self._uri).password,) if p)
         self._client: Any = None
         self._artifacts: RunArtifacts
+        self._placing = Placing({})
+        self._remembered_places = 0
         self._run: RunInfo
         self._run_id = ""
         self._experiment = ""
@@ -176,7 +180,16 @@ class MlflowBackend(Backend):
             if not self._joined and found.info.status != "RUNNING":
                 self._client.update_run(self._run_id, status="RUNNING")
         link = self._link(found.info.experiment_id)
-        return OpenedRun(remote_id=self._run_id, link=link, state={"run_id": self._run_id})
+        self._placing = Placing(state.get("places", {}))
+        return OpenedRun(remote_id=self._run_id, link=link, state=self._state())
+
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """Which name has which path, if some have been added."""
+        return self._state() if len(self._placing.owners) > self._remembered_places else None
+
+    def _state(self) -> dict[str, Any]:
+        self._remembered_places = len(self._placing.owners)
+        return {"run_id": self._run_id, "places": dict(self._placing.owners)}
 
     def close(self, status: EndStatus) -> None:
         """End the run, unless it was joined: then whoever started it ends it."""
@@ -232,6 +245,7 @@ class MlflowBackend(Backend):
             if not self._run_id:
                 raise StateLost(f"no MLflow run was made at {self._where}")
             self._artifacts = RunArtifacts(self._client, self._run_id, self.notes, self._translated)
+            self._placing = Placing(state.get("places", {}))
             return MlflowReadBack(
                 self._client,
                 self._where,
@@ -576,10 +590,12 @@ class MlflowBackend(Backend):
         self._saw(records)
 
     def _step_path(self, folder: str, record: StepValueLogged, suffix: str) -> str:
-        name = self._artifacts.path_for(record.name)
+        path = self._placing.path(folder, record.name, record.step, suffix)
         if record.step is not None:
-            return f"{folder}/{name}/step-{record.step:08d}{suffix}"
-        return f"{folder}/{name}" if name.endswith(suffix) else f"{folder}/{name}{suffix}"
+            self._artifacts.path_for(record.name)
+        elif path not in (f"{folder}/{record.name}", f"{folder}/{record.name}{suffix}"):
+            self._artifacts.tell_renamed(f"{folder}/{record.name}", path)
+        return path
 
     def _model_path(self, record: ModelLogged) -> str:
         folder = to_artifact_path(record.name)

@@ -60,10 +60,15 @@ class RunArtifacts:
     def path_for(self, name: str, within: str = "") -> str:
         """The artifact path of a name, below the path `within`; noted, once, if it is not the name itself."""
         path = to_artifact_path(name)
-        if path != name and f"{within}{name}" not in self._told:
-            self._told.add(f"{within}{name}")
-            self._notes.add("renamed", f"{within}{name}"[:200], f"the artifact is called {within}{path} in MLflow")
+        if path != name:
+            self.tell_renamed(f"{within}{name}", f"{within}{path}")
         return f"{within}{path}"
+
+    def tell_renamed(self, name: str, path: str) -> None:
+        """Note, once, that an artifact is not called as its name says."""
+        if name not in self._told:
+            self._told.add(name)
+            self._notes.add("renamed", name[:200], f"the artifact is called {path} in MLflow")
 
     def put(self, source: Path, target: str) -> None:
         """Upload a file, or all files of a directory, to a path in the run's artifacts."""

@@ -340,6 +340,14 @@ def test_a_second_run_that_was_deleted_holds_nothing_up(bench: Bench) -> None:
     assert fresh != late.info.run_id
 
 
+def test_a_run_whose_maker_died_before_it_was_claimed_is_used(local: Bench) -> None:
+    run = local.run()
+    experiment_id = local.client.create_experiment(run.project)
+    made = [local.client.create_run(experiment_id, NOW + at, {"trackhub.run_id": run.id}) for at in (1, 0)]
+    _, found = local.open(run)
+    assert found == made[1].info.run_id
+
+
 def test_of_a_deleted_run_and_an_active_one_the_active_one_is_used(bench: Bench) -> None:
     run = bench.run()
     _, remote_id = bench.open(run)

@@ -38,13 +38,11 @@ class Claiming:
         runs = self._search()
         if not _active(runs):
             return next((one for one in runs if UNUSED_TAG not in one.data.tags), None)
-        return self._first() or self.claim(min(_active(runs), key=_age))
+        return self._first() or self._with_number(min(_active(runs), key=_age))
 
     def claim(self, made: Any) -> Any:
         """The run to use, once one was made; that one is deleted if it is another."""
-        number = 1 + max(map(_number, _active(self._search())), default=0)
-        self._client.set_tag(made.info.run_id, CLAIM_TAG, str(number))
-        used = self._first() or made
+        used = self._with_number(made)
         if used.info.run_id != made.info.run_id:
             self.delete(made.info.run_id)
         return used
@@ -57,6 +55,12 @@ class Claiming:
         """Delete a run that is not used."""
         self._client.set_tag(run_id, UNUSED_TAG, "another run is used")
         self._client.delete_run(run_id)
+
+    def _with_number(self, run: Any) -> Any:
+        """The run to use, after this one has taken a number."""
+        number = 1 + max(map(_number, _active(self._search())), default=0)
+        self._client.set_tag(run.info.run_id, CLAIM_TAG, str(number))
+        return self._first() or run
 
     def _first(self) -> Any | None:
         """The run with the lowest number, when all have one."""

@@ -6,6 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 from backends_for_tests import LinesBackend, MetricsOnlyBackend
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from trackhub import RunInfo
 from trackhub.backend import Backend
@@ -130,6 +132,21 @@ def test_no_name_leads_out_of_the_runs_artifacts(name: str, info: RunInfo) -> No
     assert isinstance(artifact, ArtifactLogged)
     assert artifact.name.startswith("text/")
     assert artifact_name(artifact.name) == artifact.name
+
+
+NAMES = st.text(st.sampled_from("a_-/.0123~é"), max_size=8)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(logged=st.lists(st.tuples(NAMES, st.none() | st.integers(-12, 12)), unique=True, min_size=2, max_size=40))
+@example(logged=[("eval", 10), ("eval-10", None)])
+@example(logged=[("a//b", None), ("a/_/b", None), ("/a/_/b", None)])
+@example(logged=[("e", -3), ("e-", 3), ("e--3", None)])
+@example(logged=[("e", 3), ("e-03", None)])
+def test_no_two_names_and_steps_share_an_artifact(logged: list[tuple[str, int | None]], info: RunInfo) -> None:
+    artifacts = [lower(TextLogged(1, name, file(".txt"), step), FILES_ONLY, info)[0].name for name, step in logged]
+    assert len(set(artifacts)) == len(logged)
+    assert [artifact_name(artifact) for artifact in artifacts] == artifacts
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import os
+import re
 from pathlib import PurePosixPath
 
 from trackhub import drawing, values
@@ -88,17 +89,32 @@ def _simpler(record: Deliverable, run: RunInfo) -> list[Deliverable]:
             inner = name if file.is_directory else f"{name}/{PurePosixPath(file.path).name}"
             return [ArtifactLogged(record.time_ns, inner, file)]
         case TextLogged() | HtmlLogged() | ImageLogged() | FigureLogged() | TableLogged():
-            folder = KINDS[type(record)]
-            step = "" if record.step is None else f"-{record.step}"
             suffix = _suffix(record.file)
-            name = f"{folder}/{_path(record.name.removesuffix(suffix))}{step}{suffix}"
-            return [ArtifactLogged(record.time_ns, name, record.file)]
+            path = _path(record.name.removesuffix(suffix), record.step)
+            return [ArtifactLogged(record.time_ns, f"{KINDS[type(record)]}/{path}{suffix}", record.file)]
     return []
 
 
-def _path(name: str) -> str:
-    """A name as a path below a folder: names may have `..` or empty parts, paths among artifacts may not."""
-    return "/".join("_" if part in ("", ".", "..") else part for part in name.strip("/").split("/"))
+def _path(name: str, step: int | None) -> str:
+    """A path below a folder that only this name and step have.
+
+    Names may have `..` or empty parts, which paths among artifacts may not, and may look as if they ended in a step. A
+    path from which another name or step would be read gets a hash of the name.
+    """
+    path = "/".join("_" if part in ("", ".", "..") else part for part in name.strip("/").split("/"))
+    if step is not None:
+        path = f"{path}-{step}"
+    if _read_path(path) == (name, step):
+        return path
+    return f"{path}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def _read_path(path: str) -> tuple[str, int | None] | None:
+    """The name and step that a path seems to have; None where it ends in what seems to be a hash."""
+    if re.search("~[0-9a-f]{8}$", path):
+        return None
+    stepped = re.fullmatch("(.*?)-(-?[0-9]{1,19})", path, re.DOTALL)
+    return (stepped[1], int(stepped[2])) if stepped else (path, None)
 
 
 def _suffix(file: StoredFile) -> str:

@@ -7,9 +7,13 @@ import json
 import math
 import random
 import string
+import struct
 import tempfile
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +284,80 @@ def test_a_run_ends_when_its_last_record_was_written(local: Bench, status: Any, 
     assert (info.status, info.end_time) == (shown, NOW // 1_000_000 + 60_000)
 
 
+@pytest.mark.parametrize("deliveries", [2, 4])
+def test_deliveries_that_begin_together_settle_on_one_run(deliveries: int, bench: Bench) -> None:
+    """As of two directories with one run's id, on two machines that were started at the same moment."""
+    for _ in range(5):
+        run = bench.run()
+        bench.client.create_experiment(run.project)
+        backends = [bench.backend() for _ in range(deliveries)]
+        start = threading.Barrier(deliveries)
+
+        def begin(backend: MlflowBackend, run: RunInfo = run, start: threading.Barrier = start) -> str | None:
+            start.wait()
+            return backend.open(run, {}).remote_id
+
+        with ThreadPoolExecutor(deliveries) as pool:
+            used = set(pool.map(begin, backends))
+        experiment = bench.client.get_experiment_by_name(run.project)
+        assert used == {one.info.run_id for one in bench.client.search_runs([experiment.experiment_id])}
+        assert len(used) == 1
+
+
+def test_a_run_that_another_machine_writes_to_is_left_alone(bench: Bench) -> None:
+    run = bench.run()
+    backend, remote_id = bench.open(run)
+    experiment_id = bench.client.get_run(remote_id).info.experiment_id
+    written = {}
+    for what in ("param", "metric", "tag", "artifact", "table", "nothing"):
+        made = bench.client.create_run(experiment_id, tags={"trackhub.run_id": run.id, "mlflow.user": "them"})
+        written[what] = made.info.run_id
+    bench.client.log_param(written["param"], "a", 1)
+    bench.client.log_metric(written["metric"], "a", 1)
+    bench.client.set_tag(written["tag"], "a", "b")
+    bench.client.set_tag(written["table"], "mlflow.loggedArtifacts", "[]")
+    bench.client.log_text(written["artifact"], "content", "a.txt")
+    backend.close("finished")
+    left = {one.info.run_id for one in bench.client.search_runs([experiment_id])}
+    assert left == {remote_id, *written.values()} - {written["nothing"]}
+    told = {subject: reason for reason, subject in reasons(backend)}
+    assert told == {at: "deleted" if what == "nothing" else "a second run" for what, at in written.items()}
+
+
+def test_a_second_run_that_was_deleted_holds_nothing_up(bench: Bench) -> None:
+    run = bench.run()
+    backend, remote_id = bench.open(run)
+    experiment_id = bench.client.get_run(remote_id).info.experiment_id
+    second = bench.client.create_run(experiment_id, 1, {"trackhub.run_id": run.id})
+    backend.close("finished")
+    assert bench.client.get_run(second.info.run_id).info.lifecycle_stage == "deleted"
+    _, found = bench.open(run)
+    assert found == remote_id
+    elsewhere = bench.run()
+    late = bench.client.create_run(experiment_id, 1, {"trackhub.run_id": elsewhere.id, "trackhub.unused": "yes"})
+    bench.client.delete_run(late.info.run_id)
+    _, fresh = bench.open(elsewhere, experiment_id=experiment_id)
+    assert fresh != late.info.run_id
+
+
+def test_a_run_whose_maker_died_before_it_was_claimed_is_used(local: Bench) -> None:
+    run = local.run()
+    experiment_id = local.client.create_experiment(run.project)
+    made = [local.client.create_run(experiment_id, NOW + at, {"trackhub.run_id": run.id}) for at in (1, 0)]
+    _, found = local.open(run)
+    assert found == made[1].info.run_id
+
+
+def test_of_a_deleted_run_and_an_active_one_the_active_one_is_used(bench: Bench) -> None:
+    run = bench.run()
+    _, remote_id = bench.open(run)
+    experiment_id = bench.client.get_run(remote_id).info.experiment_id
+    later = bench.client.create_run(experiment_id, NOW // 1_000_000 + 1, {"trackhub.run_id": run.id})
+    bench.client.delete_run(later.info.run_id)
+    _, found = bench.open(run)
+    assert found == remote_id
+
+
 def test_a_run_that_goes_on_is_running_again(bench: Bench) -> None:
     run = bench.run()
     backend, remote_id = bench.open(run)
@@ -421,6 +499,25 @@ def test_a_param_set_meanwhile_by_someone_else_costs_no_neighbour(bench: Bench) 
     assert reasons(backend) == [("param changed", "theirs")]
 
 
+def test_what_is_sent_again_is_told_once(served: str, tmp_path: Path) -> None:
+    bench = Bench(served, tmp_path)
+    run = bench.run(reserved_params=frozenset({"theirs"}))
+    theirs = bench.client.create_run(bench.client.create_experiment(run.project))
+    backend, remote_id = bench.open(run, run_id=theirs.info.run_id)
+    backend.write_params([ParamsLogged(NOW, {"lr": 0.1})])
+    metrics = [MetricsLogged(NOW, 0, {"up": math.inf})]
+    params = [ParamsLogged(NOW, {"lr": 0.2, "theirs": 3})]
+    bench.client.delete_run(remote_id)
+    for write in (lambda: backend.write_metrics(metrics), lambda: backend.write_params(params)):
+        with pytest.raises(BackendUnavailable, match="deleted"):
+            write()
+    bench.client.restore_run(remote_id)
+    backend.write_metrics(metrics)
+    backend.write_params(params)
+    assert reasons(backend) == [("infinite", "up"), ("param changed", "lr"), ("left to others", "theirs")]
+    bench.close()
+
+
 def test_params_that_kubeflow_wrote_as_json_are_the_same(local: Bench) -> None:
     client = local.client
     theirs = client.create_run("0").info.run_id
@@ -534,6 +631,33 @@ def test_texts_pages_and_figures_are_files_by_kind_and_step(local: Bench) -> Non
     }
 
 
+def test_no_two_names_share_a_path(bench: Bench) -> None:
+    """Whichever comes first has the plain one, also for a delivery that goes on after a restart, and for `verify`."""
+    run = bench.run()
+    logged = [("notes", None), ("notes.txt", None), ("e", 1), ("e/step-00000001", None), ("r.txt", None), ("r", None)]
+    texts = [
+        TextLogged(NOW, name, bench.file(f"text {at}", f"{name} {step}"), step)
+        for at, (name, step) in enumerate(logged)
+    ]
+    first = bench.backend()
+    opened = first.open(run, {})
+    first.write_text([texts[0], *texts[2:5]])
+    state = first.checkpoint() or opened.state
+    again = bench.backend()
+    again.open(run, state)
+    again.write_text(texts)
+    assert reasons(again) == [("renamed", f"text/{name}") for name in ("notes.txt", "e/step-00000001", "r")]
+    remote_id = str(opened.remote_id)
+    stored = {path: bench.read(remote_id, path).decode() for path in bench.artifacts(remote_id)}
+    assert sorted(stored.values()) == sorted(f"{name} {step}" for name, step in logged)
+    plain = {"text/notes.txt": "notes None", "text/e/step-00000001.txt": "e 1", "text/r.txt": "r.txt None"}
+    assert plain.items() <= stored.items()
+    reader = bench.backend()
+    there = reader.read_back(run, again.checkpoint() or state)
+    wanted = {item.path: text.name for text in texts for item in there.items_for(text) or ()}
+    assert wanted == {path: content.rpartition(" ")[0] for path, content in stored.items()}
+
+
 def test_images_are_in_the_image_grid_once(bench: Bench) -> None:
     image_module = pytest.importorskip("PIL.Image")
     path = bench.directory / "i.png"
@@ -565,6 +689,35 @@ def test_a_jpeg_is_in_the_image_grid_too(local: Bench) -> None:
     file = StoredFile("i.jpg", path.stat().st_size, media_type="image/jpeg")
     backend.write_images([ImageLogged(NOW, "i", file, 8, 8, step=1)])
     assert [Path(name).suffix for name in sorted(local.artifacts(remote_id))] == [".webp", ".png"]
+
+
+def png(side: int, *chunks: tuple[bytes, bytes], depth: int = 1, colour: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    lines = zlib.compress(bytes(side * (1 + (side * depth + 7) // 8)), 1)
+    parts = [(b"IHDR", header), (b"IDAT", lines), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(png(14_000), id="more pixels than Pillow opens"),
+        pytest.param(png(10_000), id="so many pixels that Pillow warns, which is an error here"),
+        pytest.param(png(8, (b"fdAT", b"\0\0\0\1odd")), id="a chunk of an animation in a still picture"),
+        pytest.param(png(8, (b"cHRM", b"odd")), id="a chunk that is too short"),
+        pytest.param(png(8, colour=3), id="a palette picture without a palette"),
+        pytest.param(png(8)[:-30], id="cut short"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_a_picture_that_cannot_be_made_smaller_is_in_the_image_grid_as_it_is(content: bytes, local: Bench) -> None:
+    backend, remote_id = local.open()
+    backend.write_images([ImageLogged(NOW, "i", local.file("i.png", content, "image/png"), 8, 8, step=1)])
+    whole, grid = sorted(local.artifacts(remote_id), key=len)
+    assert (whole + "+compressed.webp").replace(".png+", "+") == grid
+    assert {local.read(remote_id, path) for path in (whole, grid)} == {content}
 
 
 def test_tables_are_found_by_mlflow_as_its_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ from trackhub.backends.mlflow import MlflowBackend
 from trackhub.backends.neptune import NeptuneBackend
 from trackhub.backends.tensorboard import TensorBoardBackend
 from trackhub.backends.tensorboard.file import framed
-from trackhub.records import MetricsLogged, ParamsLogged, TagsSet
+from trackhub.blobs import describe
+from trackhub.records import ArtifactLogged, MetricsLogged, ParamsLogged, TagsSet
 from trackhub.testing import samples
 from trackhub.testing.conformance import Subject
 from trackhub.testing.flaky import FlakyBackend, Script
@@ -314,6 +315,22 @@ def test_what_arrived_agrees_whatever_the_vendor_makes_of_it(place: Place) -> No
     if place.keeps_params:
         assert found.compared["params"] == 10
     assert found.compared["items"] >= 3
+
+
+@pytest.mark.parametrize("place", [Mlflow, Neptune, Csv], indirect=True, ids=lambda kind: kind.__name__)
+def test_the_files_of_a_linked_folder_arrive_too(place: Place) -> None:
+    """In a directory that is logged in place; of any other, the snapshot has no links."""
+    shards, data = place.directory / "shards", place.directory / "data"
+    for folder in (shards / "deep", data):
+        folder.mkdir(parents=True)
+        (folder / "a.bin").write_bytes(b"content")
+    (data / "linked").symlink_to(shards)
+    place.run.log(ArtifactLogged(CREATED_NS, "data", describe(data, str(data))))
+    place.run.end()
+    place.run.deliver()
+    found = place.verified()
+    assert [str(one) for one in found.findings] == []
+    assert found.compared["items"] == 2
 
 
 def test_what_was_changed_behind_its_back_is_named(place: Place) -> None:

@@ -25,6 +25,7 @@ from trackhub import BackendUnavailable, OpenedRun, RecordRejected
 from trackhub.records import (
     ArtifactLogged,
     HistogramLogged,
+    ImageLogged,
     ParamsLogged,
     StoredFile,
     TableLogged,
@@ -180,6 +181,18 @@ def test_files_stay_inside(name: str, run: Rehearsal, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("outside"))
 
 
+def test_the_files_of_a_linked_folder_are_there_too(run: Rehearsal, tmp_path: Path) -> None:
+    """In a directory that is logged in place; of any other, the snapshot has no links."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.bin").write_bytes(b"content")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "shards")
+    with run.opened() as (backend, opened):
+        file = StoredFile(str(tmp_path / "data"), 7, is_directory=True)
+        backend.write_artifacts([ArtifactLogged(2, "data", file)])
+        assert run.shown(opened).files == {"data/linked/a.bin": b"content"}
+
+
 def test_the_neighbours_of_what_is_rejected_are_shown_once(run: Rehearsal) -> None:
     """A rejected batch comes again in halves."""
     texts = [TextLogged(at, f"t{at}", samples.stored(run, f"t{at}", b"a text"), at) for at in range(4)]
@@ -197,6 +210,34 @@ def test_the_neighbours_of_what_is_rejected_are_shown_once(run: Rehearsal) -> No
         if item.nested_key[-1:] == ["path"]
     ]
     assert sorted(rows) == ["text/t0", "text/t1", "text/t2", "text/t3"]
+
+
+def png(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A black picture, with chunks behind its pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(side * (1 + (side + 7) // 8)), 1)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", pixels), *chunks, (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        pytest.param(png(14_000), id="more pixels than Pillow opens"),
+        pytest.param(png(8, (b"fdAT", b"\0\0\0\1odd")), id="a chunk of an animation in a still picture"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_holds_nothing_up(picture: bytes, run: Rehearsal) -> None:
+    images = [
+        ImageLogged(at, f"i{at}", samples.stored(run, f"i{at}.png", content), 8, 8, step=at)
+        for at, content in enumerate([png(8), picture, png(8)])
+    ]
+    run.log(*images, samples.metrics(0, loss=0.5))
+    run.end()
+    report = run.deliver().report
+    assert (report.rejected, report.delivered["images"], report.delivered["metrics"]) == (1, 2, 1)
 
 
 def test_a_run_whose_files_are_gone_is_delivered_anew(run: Rehearsal) -> None:

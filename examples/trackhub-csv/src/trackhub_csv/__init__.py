@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -266,11 +267,12 @@ def _measure(file: BinaryIO, size_bytes: int) -> tuple[int, int]:
 
 def _files(name: str, path: Path) -> Iterator[Item]:
     """A file, or all files of a directory, with what tells whether they are the same."""
-    for one in [path] if path.is_file() else sorted(path.rglob("*")):
-        if one.is_file():
-            where = PurePosixPath(name, one.relative_to(path).as_posix()).as_posix()
-            with one.open("rb") as file:
-                yield Item(where, one.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    # Those of a linked folder, too, as `copytree` takes them.
+    below = [Path(folder, one) for folder, _, names in os.walk(path, followlinks=True) for one in names]
+    for one in [path] if path.is_file() else sorted(below):
+        where = PurePosixPath(name, one.relative_to(path).as_posix()).as_posix()
+        with one.open("rb") as file:
+            yield Item(where, one.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _finite(value: Any) -> Any:

@@ -9,8 +9,10 @@ import contextlib
 import html
 import json
 import math
+import os
 import secrets
 import shutil
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -45,6 +47,8 @@ _FLUSH_SECONDS = 0.02
 _MAX_BINS = 512
 _MAX_ROWS = 10_000
 _MAX_LABEL_LENGTH = 64
+_BAD_PICTURE_ERRORS = (OSError, KeyError, ValueError, SyntaxError, AssertionError, EOFError, struct.error)
+"""What Pillow's readers let out where a picture is slightly broken."""
 
 
 class WandbBackend(Backend):
@@ -220,6 +224,15 @@ class WandbBackend(Backend):
         return self._wandb.Html(content, inject=False, data_is_not_path=True)
 
     def _image(self, file: Path) -> Any:
+        from PIL import Image
+
+        try:
+            # wandb would leave a picture open that it cannot read.
+            with Image.open(file) as picture:
+                picture.load()
+        except (*_BAD_PICTURE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            why = str(error) or type(error).__name__
+            raise RecordRejected(f"the picture {file.name} cannot be read: {why}") from error
         return self._wandb.Image(str(file))
 
     def _table(self, file: Path) -> Any:
@@ -235,7 +248,9 @@ class WandbBackend(Backend):
         source = self._found(name, file)
         files = Path(self._run.settings.files_dir)
         target = files.joinpath("artifacts", *parts)
-        inside = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+        # Those of a linked folder, too, which `rglob` leaves out.
+        below = [Path(folder, one) for folder, _, names in os.walk(source, followlinks=True) for one in names]
+        inside = below if source.is_dir() else [source]
         try:
             for path in inside:
                 copy = target / path.relative_to(source) if source.is_dir() else target

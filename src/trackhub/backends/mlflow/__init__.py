@@ -1,7 +1,8 @@
 """Runs in MLflow: on a tracking server, or in a local SQLite file.
 
 One vendor a folder: everything MLflow calls differently, limits, or draws in its own places is known here, and in what
-stands beside it: `names` (its keys), `uris`, `artifacts` and `errors`.
+stands beside it: `names` (its keys), `placing` (who has which path), `claiming` (which run is ours),
+`uris`, `artifacts` and `errors`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field
 
 from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, VendorVariable, hookimpl
 from trackhub.backends.mlflow.artifacts import RunArtifacts, path_of_only_file, thumbnail
+from trackhub.backends.mlflow.claiming import CLAIM_TAG, UNUSED_TAG, Claiming
 from trackhub.backends.mlflow.errors import Translated
 from trackhub.backends.mlflow.names import is_shortened, to_artifact_path, to_image_key, to_mlflow_key, to_model_name
+from trackhub.backends.mlflow.placing import Placing
 from trackhub.backends.mlflow.reading import MlflowReadBack
 from trackhub.backends.mlflow.uris import (
     DATABASES,
@@ -57,10 +60,10 @@ from trackhub.records import (
     TextLogged,
 )
 
-_RUN_TAG = "trackhub.run_id"
+_RUN_TAG, _VERSION_TAG = "trackhub.run_id", "trackhub.version"
 _ATTEMPT_TAG, _SUPERSEDED_TAG = "trackhub.attempt", "trackhub.superseded"
-_OUR_TAGS = frozenset({_RUN_TAG, "trackhub.version", _ATTEMPT_TAG, _SUPERSEDED_TAG})
-_TABLES_TAG = "mlflow.loggedArtifacts"
+_OUR_TAGS = frozenset({_RUN_TAG, _VERSION_TAG, _ATTEMPT_TAG, _SUPERSEDED_TAG, CLAIM_TAG, UNUSED_TAG})
+_TABLES_TAG, _IMAGES_TAG = "mlflow.loggedArtifacts", "mlflow.loggedImages"
 _STATUSES: Mapping[EndStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _FIGURE_SUFFIXES = {"image/png": ".png", "text/html": ".html", "image/svg+xml": ".svg"}
 _FOLDERS: Mapping[type[Record], tuple[str, Callable[[StepValueLogged], str]]] = {
@@ -110,6 +113,8 @@ class MlflowBackend(Backend):
         self._secrets: tuple[str, ...] = tuple(p for p in (urlsplit(self._uri).password,) if p)
         self._client: Any = None
         self._artifacts: RunArtifacts
+        self._placing = Placing({})
+        self._remembered_places = 0
         self._run: RunInfo
         self._run_id = ""
         self._experiment = ""
@@ -175,7 +180,16 @@ class MlflowBackend(Backend):
             if not self._joined and found.info.status != "RUNNING":
                 self._client.update_run(self._run_id, status="RUNNING")
         link = self._link(found.info.experiment_id)
-        return OpenedRun(remote_id=self._run_id, link=link, state={"run_id": self._run_id})
+        self._placing = Placing(state.get("places", {}))
+        return OpenedRun(remote_id=self._run_id, link=link, state=self._state())
+
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """Which name has which path, if some have been added."""
+        return self._state() if len(self._placing.owners) > self._remembered_places else None
+
+    def _state(self) -> dict[str, Any]:
+        self._remembered_places = len(self._placing.owners)
+        return {"run_id": self._run_id, "places": dict(self._placing.owners)}
 
     def close(self, status: EndStatus) -> None:
         """End the run, unless it was joined: then whoever started it ends it."""
@@ -231,6 +245,7 @@ class MlflowBackend(Backend):
             if not self._run_id:
                 raise StateLost(f"no MLflow run was made at {self._where}")
             self._artifacts = RunArtifacts(self._client, self._run_id, self.notes, self._translated)
+            self._placing = Placing(state.get("places", {}))
             return MlflowReadBack(
                 self._client,
                 self._where,
@@ -247,6 +262,7 @@ class MlflowBackend(Backend):
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Log step metrics. The journal's time goes with them, so that a point sent twice is stored once."""
         metric, keys = self._metric, self._keys
+        infinite: list[str] = []
         batch: list[Any] = []
         size = 0
         for point in points:
@@ -254,25 +270,28 @@ class MlflowBackend(Backend):
             for key, value in point.values.items():
                 known = keys.get(key) or self._register_key(key)
                 if math.isinf(value):
-                    self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
+                    infinite.append(key)
                 if len(batch) == _MAX_METRICS or size + known[1] > _MAX_REQUEST_BYTES:
                     self._send_metrics(batch)
                     batch, size = [], 0
                 batch.append(metric(known[0], value, time_ms, point.step))
                 size += known[1]
         self._send_metrics(batch)
+        # Only now: what is given again, because it did not arrive, is counted once.
+        for key in infinite:
+            self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
         self._saw(points)
 
     def write_params(self, params: Sequence[ParamsLogged]) -> None:
         """Log params. The first value of a param stands, in MLflow; a later one is noted, and kept as a tag."""
         fresh: dict[str, str] = {}
-        changed: dict[str, str] = {}
+        kept_apart: list[_ParamKeptApart] = []
         for record in params:
             for key, value in record.params.items():
                 name, text = self._key(key), self._clean(key, str(value))
                 if self._is_reserved(key):
                     # Whoever made the run logs it too, at its end; logged in another spelling, that would fail.
-                    changed |= self._note_reserved(key, text)
+                    kept_apart.append(_reserved(key, text))
                     continue
                 short, path = _shorten(text, _MAX_PARAM_LENGTH, "params", name)
                 stored = self._params.get(name, fresh.get(name))
@@ -280,10 +299,13 @@ class MlflowBackend(Backend):
                     self._keep_whole(key, text, path)
                     fresh[name] = short
                 elif stored != short and not _same_json(stored, value, text):
-                    changed |= self._note_change(key, stored, text)
-        self._send_params(fresh)
-        self._send_pairs({}, changed)
+                    kept_apart.append(_changed(key, stored, text))
+        kept_apart += self._send_params(fresh)
+        self._send_pairs({}, {one.tag: one.text for one in kept_apart})
         self._params |= fresh
+        # Only now: what is given again, because it did not arrive, is counted once.
+        for one in kept_apart:
+            self.notes.add(*one.note)
         self._saw(params)
 
     def write_tags(self, tags: Sequence[TagsSet]) -> None:
@@ -372,7 +394,7 @@ class MlflowBackend(Backend):
             else:
                 self._artifacts.put_bytes(small, f"{target}+compressed.webp")
         if images and not self._has_image_tag:
-            self._send_pairs({}, {"mlflow.loggedImages": "True"})
+            self._send_pairs({}, {_IMAGES_TAG: "True"})
             self._has_image_tag = True
         self._saw(images)
 
@@ -412,30 +434,36 @@ class MlflowBackend(Backend):
             return self._client.get_run(self.options.run_id)
         if run_id := state.get("run_id"):
             return self._client.get_run(run_id)
+        experiment_id = self._experiment_id()
+        claiming = self._claiming(experiment_id)
+        return claiming.find() or claiming.claim(self._create(experiment_id))
+
+    def _claiming(self, experiment_id: str) -> Claiming:
         from mlflow.entities import ViewType
 
-        experiment_id = self._experiment_id()
-        found = self._client.search_runs([experiment_id], self._is_ours, ViewType.ALL, max_results=1)
-        return found[0] if found else self._create(experiment_id)
-
-    @property
-    def _is_ours(self) -> str:
-        """What MLflow is asked to find the run by."""
-        return f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+        is_ours = f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+        return Claiming(self._client, lambda: self._client.search_runs([experiment_id], is_ours, ViewType.ALL))
 
     def _delete_ghosts(self) -> None:
         """Delete the run that a server made when it carried out, late, what had been given up and asked for again."""
-        for other in self._client.search_runs([self._experiment], self._is_ours, max_results=10):
-            if other.info.run_id == self._run_id:
-                continue
-            if other.data.metrics or other.data.params:
+        claiming = self._claiming(self._experiment)
+        for other in claiming.others(self._run_id):
+            if self._is_written_to(other):
                 self.notes.add("a second run", other.info.run_id, "somebody has written to it, so it stays")
                 continue
-            self._client.delete_run(other.info.run_id)
+            claiming.delete(other.info.run_id)
             self.notes.add("deleted", other.info.run_id, "an empty second run, which the server had made late")
 
+    def _is_written_to(self, run: Any) -> bool:
+        """Whether a run has more than what it was made with: another machine may be at work on it."""
+        data = run.data
+        made_with = {_RUN_TAG, _VERSION_TAG}
+        # Servers add tags of their own to every run.
+        added = {tag for tag in data.tags if not tag.startswith("mlflow.") or tag in (_TABLES_TAG, _IMAGES_TAG)}
+        return bool(data.metrics or data.params or added - made_with or self._client.list_artifacts(run.info.run_id))
+
     def _create(self, experiment_id: str) -> Any:
-        tags = {_RUN_TAG: self._run.id, "trackhub.version": version("trackhub-sdk")}
+        tags = {_RUN_TAG: self._run.id, _VERSION_TAG: version("trackhub-sdk")}
         # A container's user often has no name.
         with suppress(ImportError, KeyError, OSError):
             tags["mlflow.user"] = getpass.getuser()
@@ -483,7 +511,7 @@ class MlflowBackend(Backend):
     def _remember(self, found: Any) -> None:
         self._ended_ms = found.info.end_time
         self._params = dict(found.data.params)
-        self._has_image_tag = "mlflow.loggedImages" in found.data.tags
+        self._has_image_tag = _IMAGES_TAG in found.data.tags
         try:
             self._tables = list(json.loads(found.data.tags.get(_TABLES_TAG, "[]")))
         except (ValueError, TypeError):
@@ -503,7 +531,8 @@ class MlflowBackend(Backend):
             with self._translated("log metrics"):
                 self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
 
-    def _send_params(self, fresh: dict[str, str]) -> None:
+    def _send_params(self, fresh: dict[str, str]) -> list[_ParamKeptApart]:
+        """Log params; those that someone else has set to another value are taken out of `fresh`, and given back."""
         try:
             self._send_pairs(fresh, {})
         except RecordRejected:
@@ -513,12 +542,14 @@ class MlflowBackend(Backend):
             clashing = {name for name, text in fresh.items() if self._params.get(name, text) != text}
             if not clashing:
                 raise
-            changed: dict[str, str] = {}
+            changed: list[_ParamKeptApart] = []
             for name in clashing:
                 text = fresh.pop(name)
                 if not _same_json(self._params[name], text, text):
-                    changed |= self._note_change(name, self._params[name], text)
-            self._send_pairs(fresh, changed)
+                    changed.append(_changed(name, self._params[name], text))
+            self._send_pairs(fresh, {})
+            return changed
+        return []
 
     def _send_pairs(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Log params and set tags, in as many requests as MLflow's limits ask for."""
@@ -529,16 +560,6 @@ class MlflowBackend(Backend):
                 self._client.log_batch(self._run_id, params=[Param(*pair) for pair in part], synchronous=True)
             for part in _chunks(tags.items()):
                 self._client.log_batch(self._run_id, tags=[RunTag(*pair) for pair in part], synchronous=True)
-
-    def _note_change(self, key: str, stored: str, text: str) -> dict[str, str]:
-        self.notes.add("param changed", key, f"{stored[:80]!r} stands, {text[:80]!r} is in a tag")
-        tag = to_mlflow_key(f"trackhub.changed_param.{key}")
-        return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
-
-    def _note_reserved(self, key: str, text: str) -> dict[str, str]:
-        self.notes.add("left to others", key, "the run's maker logs that param; the value is in a tag")
-        tag = to_mlflow_key(f"trackhub.param.{key}")
-        return {tag: _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0]}
 
     def _register_model(self, record: ModelLogged, register_as: str, folder: str) -> None:
         """Make a version of a registered model, unless this very record has one."""
@@ -569,10 +590,12 @@ class MlflowBackend(Backend):
         self._saw(records)
 
     def _step_path(self, folder: str, record: StepValueLogged, suffix: str) -> str:
-        name = self._artifacts.path_for(record.name)
+        path = self._placing.path(folder, record.name, record.step, suffix)
         if record.step is not None:
-            return f"{folder}/{name}/step-{record.step:08d}{suffix}"
-        return f"{folder}/{name}" if name.endswith(suffix) else f"{folder}/{name}{suffix}"
+            self._artifacts.path_for(record.name)
+        elif path not in (f"{folder}/{record.name}", f"{folder}/{record.name}{suffix}"):
+            self._artifacts.tell_renamed(f"{folder}/{record.name}", path)
+        return path
 
     def _model_path(self, record: ModelLogged) -> str:
         folder = to_artifact_path(record.name)
@@ -662,6 +685,29 @@ class MlflowBackend(Backend):
     def _run_is_deleted(self) -> bool:
         with self._translated("read the run", may_reject=False):
             return bool(self._client.get_run(self._run_id).info.lifecycle_stage == "deleted")
+
+
+class _ParamKeptApart(NamedTuple):
+    """A param whose value is in a tag, and what the notes say of it."""
+
+    tag: str
+    text: str
+    note: tuple[str, str, str]
+
+
+def _changed(key: str, stored: str, text: str) -> _ParamKeptApart:
+    note = ("param changed", key, f"{stored[:80]!r} stands, {text[:80]!r} is in a tag")
+    return _kept_apart("trackhub.changed_param", key, text, note)
+
+
+def _reserved(key: str, text: str) -> _ParamKeptApart:
+    note = ("left to others", key, "the run's maker logs that param; the value is in a tag")
+    return _kept_apart("trackhub.param", key, text, note)
+
+
+def _kept_apart(prefix: str, key: str, text: str, note: tuple[str, str, str]) -> _ParamKeptApart:
+    tag = to_mlflow_key(f"{prefix}.{key}")
+    return _ParamKeptApart(tag, _shorten(text, _MAX_TAG_LENGTH, "tags", tag)[0], note)
 
 
 def _without_nul(text: str) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,9 @@ from trackhub.backend import Notes
 from trackhub.backends.mlflow.names import to_artifact_path
 from trackhub.errors import BackendUnavailable, RecordRejected
 
+_BAD_PICTURE_ERRORS = (OSError, KeyError, ValueError, SyntaxError, AssertionError, EOFError, struct.error)
+"""What Pillow's readers let out where a picture is slightly broken."""
+
 
 def path_of_only_file(folder: str, name: str) -> str:
     """The path of the one file of a folder, which must not be called like it.
@@ -25,6 +29,13 @@ def path_of_only_file(folder: str, name: str) -> str:
     MLflow's `HttpArtifactRepository.list_artifacts` takes such a folder for the file, and shows it as empty.
     """
     return f"{folder}/{name}.bin" if name == folder.rpartition("/")[2] else f"{folder}/{name}"
+
+
+def files_below(source: Path) -> Iterator[Path]:
+    """All files of a directory; those of a linked folder, too, as `log_artifact` counts them."""
+    for folder, _, files in os.walk(source, followlinks=True):
+        for file in sorted(files):
+            yield Path(folder, file)
 
 
 class RunArtifacts:
@@ -49,20 +60,24 @@ class RunArtifacts:
     def path_for(self, name: str, within: str = "") -> str:
         """The artifact path of a name, below the path `within`; noted, once, if it is not the name itself."""
         path = to_artifact_path(name)
-        if path != name and f"{within}{name}" not in self._told:
-            self._told.add(f"{within}{name}")
-            self._notes.add("renamed", f"{within}{name}"[:200], f"the artifact is called {within}{path} in MLflow")
+        if path != name:
+            self.tell_renamed(f"{within}{name}", f"{within}{path}")
         return f"{within}{path}"
+
+    def tell_renamed(self, name: str, path: str) -> None:
+        """Note, once, that an artifact is not called as its name says."""
+        if name not in self._told:
+            self._told.add(name)
+            self._notes.add("renamed", name[:200], f"the artifact is called {path} in MLflow")
 
     def put(self, source: Path, target: str) -> None:
         """Upload a file, or all files of a directory, to a path in the run's artifacts."""
         if not source.is_dir():
             self._put_file(source, target)
             return
-        for folder, _, files in os.walk(source):
-            for file in sorted(files):
-                inside = Path(folder, file).relative_to(source).as_posix()
-                self._put_file(Path(folder, file), self.path_for(inside, within=f"{target}/"))
+        for file in files_below(source):
+            inside = file.relative_to(source).as_posix()
+            self._put_file(file, self.path_for(inside, within=f"{target}/"))
 
     def put_bytes(self, content: bytes, target: str) -> None:
         """Upload what is in memory."""
@@ -110,7 +125,10 @@ class RunArtifacts:
 
 
 def thumbnail(source: Path) -> bytes | None:
-    """A picture at the size of MLflow's image grid; None without Pillow, which mlflow-skinny does not bring."""
+    """A picture at the size of MLflow's image grid.
+
+    None for one that cannot be made smaller, and without Pillow, which mlflow-skinny does not bring.
+    """
     if find_spec("PIL") is None:
         return None
     from PIL import Image
@@ -120,6 +138,6 @@ def thumbnail(source: Path) -> bytes | None:
         with Image.open(source) as image:
             image.thumbnail((256, 256))
             image.save(buffer, "WEBP")
-    except (OSError, KeyError, ValueError):
+    except (*_BAD_PICTURE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     return buffer.getvalue()

@@ -54,7 +54,7 @@ def to_artifact_path(name: str) -> str:
     """A path that stays inside the run's artifacts, that URLs and file systems take, and that only `name` has."""
     parts = [_fit(part, _FILE_CHARACTER, MAX_PART_BYTES, _byte_length) for part in name.split("/")]
     # MLflow reads a path as a URL, and a URL has no space before it.
-    return "/".join(_escape_first(part) if part.startswith(" ") else part for part in parts)
+    return "/".join(escape_first(part) if part.startswith(" ") else part for part in parts)
 
 
 def to_image_key(name: str) -> str:
@@ -65,6 +65,11 @@ def to_image_key(name: str) -> str:
 def to_model_name(name: str) -> str:
     """The name of a registered model, which may hold neither `/` nor `:`."""
     return _fit(name, _MODEL_CHARACTER, MAX_KEY_LENGTH, len, separator=None)
+
+
+def escape_first(part: str) -> str:
+    """A part of a path with its first character escaped, for one that would be taken for something else."""
+    return f"_x{ord(part[0]):02x}_{part[1:]}"
 
 
 def _byte_length(text: str) -> int:
@@ -101,12 +106,8 @@ def _escape(name: str, legal: re.Pattern[str], separator: str | None, tail: str)
     escaped = [_escape_part(part, legal, "") for part in parts[:-1]]
     escaped.append(_escape_part(parts[-1], legal, tail))
     if escaped[0].startswith(".."):
-        escaped[0] = _escape_first(escaped[0])
+        escaped[0] = escape_first(escaped[0])
     return "/".join(escaped)
-
-
-def _escape_first(part: str) -> str:
-    return f"_x{ord(part[0]):02x}_{part[1:]}"
 
 
 def _escape_part(part: str, legal: re.Pattern[str], tail: str) -> str:
@@ -122,4 +123,4 @@ def _escape_part(part: str, legal: re.Pattern[str], tail: str) -> str:
         pieces.append(character if plain else f"_x{ord(character):02x}_")
         follows = (pieces[-1] + follows)[:_HASH_LENGTH]
     escaped = "".join(reversed(pieces))
-    return _escape_first(escaped) if part in {".", ".."} or part.startswith(_RESERVED_FILE_PREFIX) else escaped
+    return escape_first(escaped) if part in {".", ".."} or part.startswith(_RESERVED_FILE_PREFIX) else escaped

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from trackhub.backends.mlflow.artifacts import files_below
 from trackhub.backends.mlflow.names import to_artifact_path, to_mlflow_key
 from trackhub.errors import StateLost
 from trackhub.readback import Item, KindOfName, Point, ReadBack
@@ -138,7 +139,7 @@ class MlflowReadBack(ReadBack):
             if source.is_file():
                 found.append(Item(path, source.stat().st_size))
             elif source.is_dir():
-                for file in sorted(one for one in source.rglob("*") if one.is_file()):
+                for file in files_below(source):
                     inside = to_artifact_path(file.relative_to(source).as_posix())
                     found.append(Item(f"{path}/{inside}", file.stat().st_size))
             else:

@@ -10,9 +10,7 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from trackhub.backend import Backend, BackendOptions, OpenedRun, Rewind, RunInfo, hookimpl
@@ -26,7 +24,7 @@ from trackhub.backends.neptune.placing import extension_of, is_in_series, is_lar
 from trackhub.backends.neptune.reading import NeptuneReadBack, connect_to_read
 from trackhub.backends.neptune.rewinding import SeriesCutter
 from trackhub.backends.neptune.session import Session
-from trackhub.backends.neptune.uploads import Uploads
+from trackhub.backends.neptune.uploads import Uploads, files_below
 from trackhub.backends.neptune.values import ATOM_TYPES, MAX_POINT_LENGTH, MAX_TEXT_LENGTH, shortened, to_atom
 from trackhub.errors import CannotReadBack, RecordRejected, StateLost
 from trackhub.readback import ReadBack
@@ -212,10 +210,8 @@ class NeptuneBackend(Backend):
             if not record.file.is_directory:
                 self._uploads.put("artifacts", record.name, source)
                 continue
-            for folder, _, files in os.walk(source):
-                for file in sorted(files):
-                    inside = Path(folder, file).relative_to(source).as_posix()
-                    self._uploads.put("artifacts", f"{record.name}/{inside}", Path(folder, file))
+            for file in files_below(source):
+                self._uploads.put("artifacts", f"{record.name}/{file.relative_to(source).as_posix()}", file)
 
     def write_html(self, pages: Sequence[HtmlLogged]) -> None:
         """Upload pages below `html/`."""

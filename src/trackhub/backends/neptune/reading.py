@@ -19,6 +19,7 @@ from trackhub.backends.neptune.fields import FILE, FLOATS, IMAGES, STRINGS, Fiel
 from trackhub.backends.neptune.options import NeptuneOptions, address_of
 from trackhub.backends.neptune.placing import is_in_series, stepped
 from trackhub.backends.neptune.session import structure_of
+from trackhub.backends.neptune.uploads import files_below
 from trackhub.backends.neptune.values import MAX_TEXT_LENGTH, shortened, to_atom
 from trackhub.errors import StateLost
 from trackhub.readback import Item, KindOfName, Point, ReadBack
@@ -150,10 +151,9 @@ class NeptuneReadBack(ReadBack):
                 source = self._run.path_of(file)
                 if not source.is_dir():
                     return None
-                files = sorted(one for one in source.rglob("*") if one.is_file())
                 return [
                     item
-                    for one in files
+                    for one in files_below(source)
                     for item in self._file(
                         "artifacts", f"{name}/{one.relative_to(source).as_posix()}", one.stat().st_size
                     )

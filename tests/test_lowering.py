@@ -111,14 +111,14 @@ def test_with_files_alone_everything_that_is_a_file_becomes_one(info: RunInfo) -
         if isinstance(record, ArtifactLogged)
     ]
     assert names == [
-        "tables/val/cm-7.json",
-        "figures/val/cm-7.svg",
+        "tables/val/cm-step-7.json",
+        "figures/val/cm-step-7.svg",
         "tables/roc.json",
         "figures/roc.svg",
-        "tables/weights-2.json",
+        "tables/weights-step-2.json",
         "text/notes.txt",
-        "html/page-3.html",
-        "images/sample-12.png",
+        "html/page-step-3.html",
+        "images/sample-step-12.png",
         "figures/loss.html",
         "tables/rows.json",
         "model/model.pkl",
@@ -139,7 +139,7 @@ NAMES = st.text(st.sampled_from("a_-/.0123~é"), max_size=8)
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(logged=st.lists(st.tuples(NAMES, st.none() | st.integers(-12, 12)), unique=True, min_size=2, max_size=40))
-@example(logged=[("eval", 10), ("eval-10", None)])
+@example(logged=[("eval", 10), ("eval-step-10", None)])
 @example(logged=[("a//b", None), ("a/_/b", None), ("/a/_/b", None)])
 @example(logged=[("e", -3), ("e-", 3), ("e--3", None)])
 @example(logged=[("e", 3), ("e-03", None)])

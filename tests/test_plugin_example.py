@@ -65,7 +65,7 @@ def test_a_run_goes_to_the_plugin_that_the_environment_names(name: str, stage: S
     facts = {"name": "sgd", "project": "digits", "parent": None, "status": "finished"}
     assert json.loads((folder / "run.json").read_bytes()) == facts
     files = {path.relative_to(folder / "artifacts").as_posix() for path in (folder / "artifacts").rglob("*.*")}
-    assert files == {"model/weights.bin", "text/note-1.txt", "tables/cm.json", "figures/cm.svg"}
+    assert files == {"model/weights.bin", "text/note-step-1.txt", "tables/cm.json", "figures/cm.svg"}
     fold = json.loads((stage.path / "csv-runs" / fold_id / "run.json").read_bytes())
     assert fold == {"name": "fold-0", "project": "digits", "parent": run_id, "status": "finished"}
 

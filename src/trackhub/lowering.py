@@ -103,7 +103,7 @@ def _path(name: str, step: int | None) -> str:
     """
     path = "/".join("_" if part in ("", ".", "..") else part for part in name.strip("/").split("/"))
     if step is not None:
-        path = f"{path}-{step}"
+        path = f"{path}-step-{step}"
     if _read_path(path) == (name, step):
         return path
     return f"{path}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
@@ -113,7 +113,7 @@ def _read_path(path: str) -> tuple[str, int | None] | None:
     """The name and step that a path seems to have; None where it ends in what seems to be a hash."""
     if re.search("~[0-9a-f]{8}$", path):
         return None
-    stepped = re.fullmatch("(.*?)-(-?[0-9]{1,19})", path, re.DOTALL)
+    stepped = re.fullmatch("(.*?)-step-(-?[0-9]{1,19})", path, re.DOTALL)
     return (stepped[1], int(stepped[2])) if stepped else (path, None)
 
 

@@ -214,13 +214,13 @@ def test_a_kernel_that_copies_piece_by_piece_copies_all(
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from trackhub.blobs import BlobStore
+from trackhub.blobs import BlobStore, NotStoredError
 blobs = Path(sys.argv[1])
 store = BlobStore(blobs, "0001")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 for attempt in (lambda: store.snapshot(Path(sys.argv[2])), lambda: store.store(bytes(2000), ".bin", "x/y")):
     try: attempt()
-    except OSError: print("refused")
+    except NotStoredError: print("refused")
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 print(store.snapshot(Path(sys.argv[2])).size_bytes)
 """

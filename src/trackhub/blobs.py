@@ -12,26 +12,50 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from trackhub.private import make_directory, open_file, write_file
 from trackhub.records import StoredFile
 
 
-class DiskFullError(Exception):
-    """There is no room for a file. No OSError, which `shutil.copytree` would collect with others."""
+class NotStoredError(Exception):
+    """The run directory did not take a file. No OSError, so that it is never mixed up with a source that is unreadable.
+
+    Args:
+        reason: Why, in the words of the system.
+        disk_full: Whether there is no room.
+    """
+
+    def __init__(self, reason: str, *, disk_full: bool) -> None:
+        super().__init__(reason)
+        self.disk_full = disk_full
 
 
 @contextmanager
-def _full_disk_told_apart() -> Iterator[None]:
+def _writing() -> Iterator[None]:
+    """While the run directory is written: whatever goes wrong is no fault of who logs."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise _not_stored(error) from error
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """While the source is read: that a process has too many files open says nothing of the source."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-        raise DiskFullError(error.strerror) from error
+        raise _not_stored(error) from error
+
+
+def _not_stored(error: OSError) -> NotStoredError:
+    return NotStoredError(error.strerror or str(error), disk_full=error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 class BlobStore:
@@ -59,12 +83,12 @@ class BlobStore:
             media_type: RFC 6838 media type.
 
         Raises:
-            DiskFullError: There is no room for it.
+            NotStoredError: The run directory does not take it.
         """
         path = self._directory / f"{self._next_name()}{suffix}"
         fresh = path.with_name(path.name + ".new")
         try:
-            with _full_disk_told_apart():
+            with _writing():
                 write_file(fresh, content)
                 fresh.replace(path)
         except BaseException:
@@ -80,8 +104,8 @@ class BlobStore:
         Raises:
             FileNotFoundError: There is nothing at that path.
             ValueError: It is, or holds, something that is neither a file nor a directory, or a link into a circle.
-            DiskFullError: There is no room for it.
-            OSError: It cannot be read, or the run directory cannot be written.
+            NotStoredError: The run directory does not take it.
+            OSError: It cannot be read.
         """
         own = self._directory.parent.resolve()
         if source.resolve() in (own, self._directory.resolve()):
@@ -89,28 +113,27 @@ class BlobStore:
         check_regular(source, own)
         folder = self._directory / self._next_name()
         fresh = folder.with_name(folder.name + ".new")
-        with _full_disk_told_apart():
-            make_directory(fresh)
         copy = fresh / (source.name if source.name not in ("", "..") else source.resolve().name)
 
-        def leave_out(folder: str, names: list[str]) -> list[str]:
-            return [name for name in names if name == own.name and Path(folder, name).resolve() == own]
+        def is_left_out(path: Path) -> bool:
+            return path.name == own.name and path.resolve() == own
 
         try:
+            with _writing():
+                make_directory(fresh)
             if source.is_dir():
-                shutil.copytree(source, copy, copy_function=_copy_file, ignore=leave_out)
-                # They were given the modes of what was copied, which may even forbid to remove them.
-                for place, _, _ in os.walk(copy):
-                    Path(place).chmod(0o700)
+                _copy_folder(source, copy, is_left_out)
             else:
                 _copy_file(source, copy)
+            with _writing():
+                fresh.replace(folder)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
-        fresh.replace(folder)
         copy = folder / copy.name
         self._unsynced.append(copy)
-        return describe(copy, self._relative(copy))
+        with _writing():
+            return describe(copy, self._relative(copy))
 
     def sync(self) -> None:
         """Make the snapshots survive a power failure too; called off the training thread.
@@ -194,15 +217,24 @@ def _sync_file_or_folder(path: Path) -> None:
                 os.close(descriptor)
 
 
-def _copy_file(source: str | Path, target: str | Path) -> None:
+def _copy_folder(source: Path, target: Path, is_left_out: Callable[[Path], bool]) -> None:
+    """Copy what is in a directory. Not `shutil.copytree`, whose errors do not say which side they are of."""
+    with _writing():
+        make_directory(target)
+    with _reading():
+        members = sorted(source.iterdir())
+    for member in members:
+        if not member.is_dir():
+            _copy_file(member, target / member.name)
+        elif not is_left_out(member):
+            _copy_folder(member, target / member.name, is_left_out)
+
+
+def _copy_file(source: Path, target: Path) -> None:
     """Copy inside the kernel where it can: file systems that share blocks then copy nothing at all."""
-    with _full_disk_told_apart():
-        _copy_content(source, target)
-
-
-def _copy_content(source: str | Path, target: str | Path) -> None:
-    descriptor = open_file(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with os.fdopen(descriptor, "wb") as writer, Path(source).open("rb") as reader:
+    with _reading():
+        reader = source.open("rb")
+    with reader, _new_file(target) as writer:
         left = os.fstat(reader.fileno()).st_size
         try:
             while left > 0:
@@ -212,7 +244,22 @@ def _copy_content(source: str | Path, target: str | Path) -> None:
                 left -= copied
         except OSError:
             reader.seek(0)
-            writer.seek(0)
-            writer.truncate()
+            with _writing():
+                writer.seek(0)
+                writer.truncate()
         # Whatever the kernel did not copy; all of a file that does not tell its size, as those in /proc.
-        shutil.copyfileobj(reader, writer, 1 << 20)
+        while piece := reader.read(1 << 20):
+            with _writing():
+                writer.write(piece)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    with _writing():
+        writer = os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+    try:
+        yield writer
+    finally:
+        # What is still in memory is written here, and some servers only now say that there is no room.
+        with _writing():
+            writer.close()

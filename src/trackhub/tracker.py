@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from trackhub import active, plain, settings, values
 from trackhub._version import VERSION
-from trackhub.blobs import BlobStore, DiskFullError, check_regular, describe
+from trackhub.blobs import BlobStore, NotStoredError, check_regular, describe
 from trackhub.cursor import NoteCount
 from trackhub.errors import RunFinishedError
 from trackhub.host import host
@@ -661,18 +661,18 @@ class Tracker:
         self._writing()[0].append(own_name(record, self._prefix) if self._prefix else record)
 
     def _store(self, kind: type[Record], name: str, content: bytes, suffix: str, media_type: str) -> StoredFile | None:
-        """Store a rich value; None if there is no room for it."""
+        """Store a rich value; None if the run directory does not take it."""
         blobs = self._writing()[1]
         if not self._has_room(kind, name, len(content)):
             return None
         try:
             return blobs.store(content, suffix, media_type)
-        except DiskFullError as error:
-            self._note_full_disk(kind, name, error)
+        except NotStoredError as error:
+            self._note_not_stored(kind, name, error)
             return None
 
     def _snapshot(self, kind: type[Record], name: str, source: Path) -> StoredFile | None:
-        """Copy a file or directory; None if there is no room for it."""
+        """Copy a file or directory; None if the run directory does not take it."""
         blobs = self._writing()[1]
         if self._quota is not None:
             check_regular(source)
@@ -680,19 +680,20 @@ class Tracker:
                 return None
         try:
             return blobs.snapshot(source)
-        except DiskFullError as error:
-            self._note_full_disk(kind, name, error)
+        except NotStoredError as error:
+            self._note_not_stored(kind, name, error)
             return None
 
-    def _note_full_disk(self, kind: type[Record], name: str, error: DiskFullError) -> None:
-        """Count and tell what is lost: the run must go on, and its metrics wait in memory for room."""
-        count = self._left_out.disk_full.setdefault(KINDS[kind], NoteCount())
+    def _note_not_stored(self, kind: type[Record], name: str, error: NotStoredError) -> None:
+        """Count and tell what is lost: the run must go on, and its metrics wait in memory until the disk takes them."""
+        counts = self._left_out.disk_full if error.disk_full else self._left_out.disk_failed
+        count = counts.setdefault(KINDS[kind], NoteCount())
         count.add(name, str(error))
         self._save_left_out()
         if count.count == 1:
             _log.error(
-                "trackhub: run %s: %r is not recorded: %s (%s). More %s without room are counted, and shown by "
-                "finish() and trackhub status; params and metrics wait in memory until there is room.",
+                "trackhub: run %s: %r is not recorded: %s (%s). More %s that the disk does not take are counted, and "
+                "shown by finish() and trackhub status; params and metrics wait in memory until it takes them.",
                 self.id,
                 name,
                 error,
@@ -701,8 +702,9 @@ class Tracker:
             )
 
     def _save_left_out(self) -> None:
-        if self._run is not None and self._left_out.disk_full and self._journal is not None:
-            save_room_note(self._run.path, f"{self._journal.writer:04d}-disk", self._left_out)
+        note = self._left_out
+        if self._run is not None and (note.disk_full or note.disk_failed) and self._journal is not None:
+            save_room_note(self._run.path, f"{self._journal.writer:04d}-disk", note)
 
     def _has_room(self, kind: type[Record], name: str, size_bytes: int) -> bool:
         quota, run = self._quota, self._run

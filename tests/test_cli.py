@@ -632,6 +632,26 @@ def test_the_console_script_and_the_module_are_the_same() -> None:
     assert "completion" not in shown
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_output_that_is_not_utf_8_gets_what_it_can_show(encoding: str) -> None:
+    with to_tensorboard(mode="offline", name="größe ✓") as tracker:
+        tracker.log_metrics({"lösung ✓": 1.0})
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for arguments in (["sync"], ["runs"], ["show", tracker.id], ["status", tracker.id], ["doctor"], ["prune"]):
+        done = subprocess.run([COMMAND, *arguments], capture_output=True, timeout=60, env=environment, check=False)
+        assert (done.returncode, done.stderr.decode(encoding)) == (0, ""), arguments
+        assert done.stdout.decode(encoding).strip(), arguments
+
+
+def test_an_output_that_is_closed_stops_nothing() -> None:
+    with to_tensorboard(mode="offline") as tracker:
+        tracker.log_metrics({"loss": 1.0})
+    for arguments in ("runs", "runs --json", "sync", "doctor"):
+        done = subprocess.run(f"exec {COMMAND} {arguments} >&- 2>&-", shell=True, timeout=60, check=False)
+        assert done.returncode == 0, arguments
+    assert RunDirectory(tracker.directory).cursor("tensorboard").closed
+
+
 def test_a_terminal_of_any_width_shows_whole_ids(home: Path) -> None:
     with offline(name="a name that is rather long for a table in a narrow terminal") as tracker:
         tracker.log_metrics({"a/metric/with/a/long/name": 1.0})

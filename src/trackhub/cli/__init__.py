@@ -5,11 +5,12 @@ Thin and apart so that nothing is only possible here; each command imports what 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -80,7 +81,17 @@ _Run = Annotated[
 
 def main() -> None:
     """What `trackhub` and `python -m trackhub` run."""
+    sys.stdout, sys.stderr = _writable(sys.stdout), _writable(sys.stderr)
     app(prog_name="trackhub")
+
+
+def _writable(stream: TextIO | None) -> TextIO:
+    """A stream that takes any text: `?` for what its encoding has not, and nothing at all if it was closed."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
 
 
 @app.callback()

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -99,7 +99,7 @@ class BlobStore:
         return StoredFile(self._relative(path), len(content), media_type=media_type)
 
     def snapshot(self, source: Path) -> StoredFile:
-        """Copy a file or a directory as it is now. The run directory itself is left out of a directory that holds it.
+        """Copy a file or a directory as it is now, without this run and those beside it, if they lie in it.
 
         Raises:
             FileNotFoundError: There is nothing at that path.
@@ -110,19 +110,16 @@ class BlobStore:
         own = self._directory.parent.resolve()
         if source.resolve() in (own, self._directory.resolve()):
             raise ValueError(f"{str(source)!r} is the run directory itself, so it cannot be logged to the run")
-        check_regular(source, own)
+        check_regular(source, self._is_run)
         folder = self._directory / self._next_name()
         fresh = folder.with_name(folder.name + ".new")
         copy = fresh / (source.name if source.name not in ("", "..") else source.resolve().name)
-
-        def is_left_out(path: Path) -> bool:
-            return path.name == own.name and path.resolve() == own
 
         try:
             with _writing():
                 make_directory(fresh)
             if source.is_dir():
-                _copy_folder(source, copy, is_left_out)
+                _copy_folder(source, copy, self._is_run)
             else:
                 _copy_file(source, copy)
             with _writing():
@@ -134,6 +131,16 @@ class BlobStore:
         self._unsynced.append(copy)
         with _writing():
             return describe(copy, self._relative(copy))
+
+    def measure(self, source: Path) -> int:
+        """How many bytes a snapshot would have.
+
+        Raises:
+            FileNotFoundError: There is nothing at that path.
+            ValueError: It is, or holds, something that cannot be copied.
+        """
+        check_regular(source, self._is_run)
+        return sum(file.stat().st_size for file in _files_of(source, self._is_run))
 
     def sync(self) -> None:
         """Make the snapshots survive a power failure too; called off the training thread.
@@ -155,6 +162,18 @@ class BlobStore:
             if failed:
                 raise failed[0]
 
+    def _is_run(self, path: Path) -> bool:
+        """Whether a directory is this run's, or that of a run beside it.
+
+        With the runs below the working directory, as is the default, a copy of it would otherwise have all the copies
+        that earlier runs have made of it, and each run would double the disk.
+        """
+        own = self._directory.parent.resolve()
+        if path.name != own.name and not (path / "run.json").is_file():
+            return False
+        place = path.resolve()
+        return place == own or (place.parent == own.parent and (place / "run.json").is_file())
+
     def _next_name(self) -> str:
         with self._lock:
             self._count += 1
@@ -173,12 +192,12 @@ def describe(path: Path, name: str) -> StoredFile:
     )
 
 
-def check_regular(source: Path, leave_out: Path | None = None) -> None:
+def check_regular(source: Path, is_left_out: Callable[[Path], bool] = lambda _: False) -> None:
     """Refuse what cannot be copied: a missing path, a pipe, a socket, a device, links that lead in a circle.
 
     Args:
         source: What is to be copied.
-        leave_out: A directory that does not count, its path resolved.
+        is_left_out: Whether a directory below it does not count.
 
     Raises:
         FileNotFoundError: There is nothing at that path, or at a link below it.
@@ -186,17 +205,21 @@ def check_regular(source: Path, leave_out: Path | None = None) -> None:
     """
     if not source.exists():
         raise FileNotFoundError(f"there is no file or directory {str(source)!r} to log (looked in {Path.cwd()})")
-    for file in _files_below(source, leave_out) if source.is_dir() else [source]:
+    for file in _files_of(source, is_left_out):
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"{str(file)!r} is neither a file nor a directory, so it cannot be logged")
 
 
-def _files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+def _files_of(source: Path, is_left_out: Callable[[Path], bool]) -> Iterable[Path]:
+    return _files_below(source, is_left_out) if source.is_dir() else [source]
+
+
+def _files_below(folder: Path, is_left_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         for name in list(folders):
             path = Path(parent) / name
-            if leave_out is not None and name == leave_out.name and path.resolve() == leave_out:
+            if is_left_out(path):
                 folders.remove(name)
             elif path.is_symlink() and any(path.samefile(above) for above in (Path(parent), *Path(parent).parents)):
                 raise ValueError(f"{str(path)!r} is a link to a directory it lies in, so it cannot be logged")

@@ -291,7 +291,7 @@ class Tracker:
         self._append(TagsSet(_now_ns(), plain.plain_tags(tags)))
 
     def log_artifact(self, path: str | os.PathLike[str], name: str | None = None, copy: bool = True) -> None:
-        """Log a file or a directory as it is now.
+        """Log a file or a directory as it is now; of the directory that holds the runs, what is not a run.
 
         Args:
             path: What to log.
@@ -301,9 +301,9 @@ class Tracker:
 
         Raises:
             FileNotFoundError: There is nothing at that path.
-            ValueError: The name cannot be a path among artifacts, or the path is no file and no directory.
+            ValueError: The name cannot be a path among artifacts, or the path is empty, or no file and no directory.
         """
-        source = Path(path)
+        source = _source(path)
         name = plain.artifact_name(source.resolve().name if name is None else name)
         if not copy:
             check_regular(source)
@@ -321,12 +321,12 @@ class Tracker:
 
         Raises:
             FileNotFoundError: There is nothing at that path.
-            ValueError: The name cannot be a path among artifacts, or the path is no file and no directory.
+            ValueError: The name cannot be a path among artifacts, or the path is empty, or no file and no directory.
         """
         name = plain.artifact_name(name)
         if register_as is not None:
             plain.check_name(register_as, "registered model")
-        file = self._snapshot(ModelLogged, name, Path(path))
+        file = self._snapshot(ModelLogged, name, _source(path))
         if file is not None:
             self._append_file(ModelLogged(_now_ns(), name, file, register_as))
 
@@ -674,10 +674,8 @@ class Tracker:
     def _snapshot(self, kind: type[Record], name: str, source: Path) -> StoredFile | None:
         """Copy a file or directory; None if the run directory does not take it."""
         blobs = self._writing()[1]
-        if self._quota is not None:
-            check_regular(source)
-            if not self._has_room(kind, name, describe(source, name).size_bytes):
-                return None
+        if self._quota is not None and not self._has_room(kind, name, blobs.measure(source)):
+            return None
         try:
             return blobs.snapshot(source)
         except NotStoredError as error:
@@ -780,6 +778,13 @@ class Tracker:
         self._step_lock = threading.Lock()
         self._writer_lock = threading.RLock()
         self._append_metrics = self._append_metrics_first_time
+
+
+def _source(path: str | os.PathLike[str]) -> Path:
+    """The path of what is to be logged; an empty one would be the whole working directory."""
+    if not os.fspath(path):
+        raise ValueError("the path of what is to be logged is empty (an unset variable?); '.' is the working directory")
+    return Path(path)
 
 
 _RECORDING = (

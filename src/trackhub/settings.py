@@ -193,7 +193,7 @@ def backend_options(
         if name not in options.model_fields:
             raise SettingsError(_unknown_option(backend, name, str(file), options))
     for name, info in options.model_fields.items():
-        variable = _option_variable(backend, name)
+        variable = option_variable(backend, name)
         vendor = next((entry.name for entry in info.metadata if type(entry).__name__ == "VendorVariable"), None)
         if arguments.get(name) is not None:
             values[name], sources[name] = arguments[name], f"init({backend}={{{name!r}: ...}})"
@@ -212,10 +212,11 @@ def backend_options(
 
 def option_variable_is_set(backend: str, option: str) -> bool:
     """Whether the environment gives this option of a backend under our own name for it."""
-    return bool(os.environ.get(_option_variable(backend, option)))
+    return bool(os.environ.get(option_variable(backend, option)))
 
 
-def _option_variable(backend: str, option: str) -> str:
+def option_variable(backend: str, option: str) -> str:
+    """The environment variable of a backend's option."""
     return f"{PREFIX}{backend.upper().replace('-', '_')}_{option.upper()}"
 
 
@@ -250,7 +251,7 @@ def _explain(
             lines.append(f"{backend}: {message}")
             continue
         name = str(problem["loc"][0])
-        variable = _option_variable(backend, name) if backend else variable_of(name)
+        variable = option_variable(backend, name) if backend else variable_of(name)
         source = sources.get(name)
         if problem["type"] == "missing":
             lines.append(f"backend {backend!r} needs {name}: set {variable} or pass init({backend}={{{name!r}: ...}})")

@@ -262,6 +262,26 @@ def test_a_run_is_found_by_id_beginning_and_path(home: Path) -> None:
     assert call("show", "beta", "--json").json["id"] == "beta"
 
 
+def test_a_run_can_be_named_from_inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with offline(run_id="inside") as tracker:
+        tracker.log_metrics({"loss": 1.0})
+    monkeypatch.setenv("TRACKHUB_DIR", str(home / ".trackhub"))
+    monkeypatch.chdir(tracker.directory / "journal")
+    assert call("show", "..", "--json").json["id"] == "inside"
+    monkeypatch.chdir(tracker.directory)
+    assert [one["id"] for one in call("prune", ".", "--journal-only", "--json").json] == ["inside"]
+    assert "inside" in call("prune", ".", "--journal-only", "--whole-runs", "--yes").out
+    assert not tracker.directory.exists()
+
+
+def test_dir_may_be_below_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    with offline(run_id="homely", dir="~/runs"):
+        pass
+    assert [one["id"] for one in call("runs", "--json", "--dir=~/runs").json] == ["homely"]
+    assert not (home / "~").exists()
+
+
 def test_an_unknown_run_brings_up_those_there_are() -> None:
     with offline(run_id="first-run", name="sgd"), offline(run_id="second-run"):
         pass

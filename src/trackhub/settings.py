@@ -83,6 +83,14 @@ class Settings(BaseModel):
         "params and metrics are always recorded. Default: no limit.",
     )
 
+    @field_validator("dir")
+    @classmethod
+    def _below_home(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
     @field_validator("backends", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -389,7 +397,8 @@ def _settings_file(start: Path) -> tuple[Path | None, dict[str, Any]]:
                 raise SettingsError(f"{file} cannot be read: {error}") from None
             if name == "trackhub.toml":
                 return file, content
-            if isinstance(table := content.get("tool", {}).get("trackhub"), dict):
+            tools = content.get("tool")
+            if isinstance(tools, dict) and isinstance(table := tools.get("trackhub"), dict):
                 return file, table
     return None, {}
 

@@ -57,7 +57,7 @@ def place_of(directory: Path | None) -> Place:
         SettingsError: The settings are not accepted.
     """
     if directory is not None:
-        return Place(directory, "--dir")
+        return Place(directory.expanduser(), "--dir")
     # Imported late: with --dir the settings and all they load are not needed.
     from trackhub import settings
 
@@ -73,12 +73,16 @@ def find_run(text: str, place: Place) -> RunDirectory:
         JournalError: The directory at that path holds a run that cannot be read.
     """
     path = Path(text)
-    if "/" in text or not (place.root / text).is_dir():
+    if path.name in ("", ".."):
+        # A run has a name, and it is that of its directory.
+        path = path.resolve()
+    is_path = "/" in text or text in (".", "..")
+    if is_path or not (place.root / text).is_dir():
         run = RunDirectory(path)
         if run.exists:
             _ = run.manifest  # Who names a run is told at once that it cannot be read.
             return run
-    if not text or "/" in text:
+    if not text or is_path:
         raise RunNotFoundError(f"{text!r} is no run directory (it has no run.json)")
     # What else cannot be read there is no matter of this run.
     place = Place(place.root, place.source)

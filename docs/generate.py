@@ -57,7 +57,7 @@ def settings_page() -> str:
         "5. the default",
         "",
         "What is not accepted raises in `init`, and the message says where the value came from. `trackhub doctor` "
-        "shows the values in force with their sources.",
+        "shows the values in force with their sources. A `TRACKHUB_*` variable that nothing reads is warned of.",
         "",
         "```toml",
         "# trackhub.toml; in pyproject.toml the same goes under [tool.trackhub] and [tool.trackhub.mlflow]",

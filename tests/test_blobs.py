@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journal_helpers import run_python
 
+import trackhub
 from trackhub.blobs import BlobStore, check_regular, describe
 from trackhub.records import StoredFile
 
@@ -119,18 +121,56 @@ def test_a_directory_without_a_name_of_its_own_gets_that_of_the_directory_it_is(
 def test_a_directory_that_holds_the_run_is_copied_without_it(
     run: Path, store: BlobStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`log_artifact(".")`, with the runs below the working directory, as is the default."""
+    """`log_artifact(".")`, with the runs below the working directory, as is the default.
+
+    Without the runs beside it, too: each of them may hold such a copy, and the disk would double with each run. What
+    lies there and is no run of that directory is the user's, and is copied.
+    """
     store.store(b"earlier", ".txt", "text/plain")
     (tmp_path / "runs" / "another").mkdir()
     (tmp_path / "runs" / "another" / "run.json").write_text("{}")
+    (tmp_path / "runs" / "notes").mkdir()
+    (tmp_path / "runs" / "notes" / "read me").write_text("kept")
+    (folder / "another").mkdir()
+    (folder / "another" / "run.json").write_text("{}")
     (folder / "run").mkdir()
     (folder / "run" / "same name").write_text("kept")
     monkeypatch.chdir(tmp_path)
     file = store.snapshot(Path())
     copy = run / file.path
     names = ("weights.bin", "deep/größe 1.txt", "link.txt", "linked/größe 1.txt", "run/same name")
-    assert set(content_of(copy)) == {"runs/another/run.json", *(f"model/{name}" for name in names)}
-    assert file.size_bytes == 25_600 + 3 + 4 + 2
+    others = {"runs/notes/read me", "model/another/run.json"}
+    assert set(content_of(copy)) == {*others, *(f"model/{name}" for name in names)}
+    assert file.size_bytes == 25_600 + 3 + 4 + 4 + 2 == store.measure(Path())
+
+
+def test_another_run_can_be_logged_by_its_path(run: Path, store: BlobStore, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "another").mkdir()
+    (tmp_path / "runs" / "another" / "run.json").write_text("{}")
+    file = store.snapshot(tmp_path / "runs" / "another")
+    assert set(content_of(run / file.path)) == {"run.json"}
+
+
+def test_the_working_directory_logged_by_each_run_takes_the_same_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data.bin").write_bytes(bytes(100_000))
+    monkeypatch.chdir(tmp_path)
+    sizes = []
+    for _ in range(3):
+        with trackhub.init(mode="offline", dir=".trackhub") as tracker:
+            tracker.log_artifact(".")
+        sizes.append(sum(len(content) for content in content_of(tracker.directory / "blobs").values()))
+    assert sizes == [100_000] * 3
+
+
+@pytest.mark.parametrize("log", [trackhub.Tracker.log_artifact, trackhub.Tracker.log_model])
+def test_an_empty_path_is_refused(tmp_path: Path, log: Callable[[trackhub.Tracker, str], None]) -> None:
+    with (
+        trackhub.init(mode="offline", dir=tmp_path / "hub") as tracker,
+        pytest.raises(ValueError, match="is empty"),
+    ):
+        log(tracker, "")
 
 
 @pytest.mark.parametrize("below", ["", "blobs"])
@@ -214,13 +254,13 @@ def test_a_kernel_that_copies_piece_by_piece_copies_all(
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from trackhub.blobs import BlobStore
+from trackhub.blobs import BlobStore, NotStoredError
 blobs = Path(sys.argv[1])
 store = BlobStore(blobs, "0001")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 for attempt in (lambda: store.snapshot(Path(sys.argv[2])), lambda: store.store(bytes(2000), ".bin", "x/y")):
     try: attempt()
-    except OSError: print("refused")
+    except NotStoredError: print("refused")
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 print(store.snapshot(Path(sys.argv[2])).size_bytes)
 """

@@ -175,11 +175,75 @@ def test_one_run_that_cannot_be_read_does_not_hide_the_others(home: Path) -> Non
     (bad.directory / "run.json").write_text("{", encoding="utf-8")
     manifest = json.loads((newer.directory / "run.json").read_text(encoding="utf-8"))
     (newer.directory / "run.json").write_text(json.dumps({**manifest, "format": 99}), encoding="utf-8")
-    said = call("runs", "--json")
+    said = call("runs", "--json", code=1)
     assert [one["id"] for one in said.json] == [good.id]
     assert f"run {bad.id} is left out" in said.err
     assert "newer trackhub" in said.err
     assert "repeat with" in call("sync", code=1).err
+    assert f"run {bad.id} cannot be read" in call("show", bad.id, code=2).err
+
+
+def newer_segment(run: Path) -> None:
+    segment = min((run / "journal").glob("*.journal"))
+    content = bytearray(segment.read_bytes())
+    content[8:12] = (99).to_bytes(4, "little")
+    segment.write_bytes(content)
+
+
+def file_instead_of(folder: str) -> Callable[[Path], None]:
+    def replace(run: Path) -> None:
+        (run / folder).rename(run.parent.parent / f"aside-{folder}")
+        (run / folder).write_bytes(b"")
+
+    return replace
+
+
+def freed_with(position: Any) -> Callable[[Path], None]:
+    amount = {"records": 0, "points": 0, "last_step": None, "last_time_ns": 0}
+    freed = {"time_ns": 0, "position": position, "amount": amount}
+    return lambda run: void((run / "freed.json").write_text(json.dumps(freed), encoding="utf-8"))
+
+
+def void(_: object) -> None:
+    """For a lambda that is called for what it does."""
+
+
+def created_at(time_ns: int) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        (run / "run.json").write_text(json.dumps({**manifest, "created_ns": time_ns}), encoding="utf-8")
+
+    return change
+
+
+DAMAGES = {
+    "a newer segment": newer_segment,
+    "a journal that is a file": file_instead_of("journal"),
+    "cursors that are a file": file_instead_of("cursors"),
+    "a freed.json of no sense": freed_with({"x": [1, 2]}),
+    "a time that is none": created_at(-(10**20)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_run_whose_journal_or_cursors_cannot_be_read_stops_no_command_for_the_others(
+    damage: Callable[[Path], None],
+) -> None:
+    with to_tensorboard(mode="offline") as good, to_tensorboard(mode="offline") as bad:
+        good.log_metrics({"loss": 1.0})
+        bad.log_metrics({"loss": 1.0})
+    damage(bad.directory)
+    for command in ("runs", "status", "sync", "prune"):
+        # What is to be freed does not depend on when the run was begun.
+        said = call(command, code=0 if command == "prune" and damage is DAMAGES["a time that is none"] else 1)
+        assert bad.id in said.out + said.err, command
+    assert [one["id"] for one in call("runs", "--json", code=1).json] == [good.id]
+    (standing,) = call("status", "--json", code=1).json
+    assert standing["id"] == good.id
+    assert standing["complete"]
+    call("status", good.id)
+    assert bad.id in call("show", bad.id, code=2).err
+    assert RunDirectory(bad.directory).journal.exists()
 
 
 # --- which run is meant
@@ -196,6 +260,26 @@ def test_a_run_is_found_by_id_beginning_and_path(home: Path) -> None:
     assert "alpha-10" in said.err
     (home / "beta").mkdir()
     assert call("show", "beta", "--json").json["id"] == "beta"
+
+
+def test_a_run_can_be_named_from_inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with offline(run_id="inside") as tracker:
+        tracker.log_metrics({"loss": 1.0})
+    monkeypatch.setenv("TRACKHUB_DIR", str(home / ".trackhub"))
+    monkeypatch.chdir(tracker.directory / "journal")
+    assert call("show", "..", "--json").json["id"] == "inside"
+    monkeypatch.chdir(tracker.directory)
+    assert [one["id"] for one in call("prune", ".", "--journal-only", "--json").json] == ["inside"]
+    assert "inside" in call("prune", ".", "--journal-only", "--whole-runs", "--yes").out
+    assert not tracker.directory.exists()
+
+
+def test_dir_may_be_below_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    with offline(run_id="homely", dir="~/runs"):
+        pass
+    assert [one["id"] for one in call("runs", "--json", "--dir=~/runs").json] == ["homely"]
+    assert not (home / "~").exists()
 
 
 def test_an_unknown_run_brings_up_those_there_are() -> None:
@@ -398,6 +482,25 @@ def test_sync_follow_delivers_what_comes_until_it_is_told_to_stop(home: Path) ->
     assert "one directory" in call("sync", tracker.id, "--follow", code=2).err
 
 
+def test_sync_follow_tells_of_a_run_that_cannot_be_read_and_delivers_the_others() -> None:
+    with to_tensorboard(mode="offline") as good, to_tensorboard(mode="offline") as bad:
+        good.log_metrics({"loss": 1.0})
+        bad.log_metrics({"loss": 1.0})
+    newer_segment(bad.directory)
+    process = subprocess.Popen([COMMAND, "sync", "--follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: RunDirectory(good.directory).cursor("tensorboard").closed, "the delivery")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert f"run {bad.id} cannot be delivered to tensorboard" in err
+    assert "1 run complete" in out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sync_that_is_interrupted_ends_with_its_deliveries_and_no_traceback(number: int, closed_port: int) -> None:
     pytest.importorskip("mlflow")
@@ -547,6 +650,26 @@ def test_the_console_script_and_the_module_are_the_same() -> None:
     shown = call("--help").out
     assert shown.rstrip() == call().out.rstrip()
     assert "completion" not in shown
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_output_that_is_not_utf_8_gets_what_it_can_show(encoding: str) -> None:
+    with to_tensorboard(mode="offline", name="größe ✓") as tracker:
+        tracker.log_metrics({"lösung ✓": 1.0})
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for arguments in (["sync"], ["runs"], ["show", tracker.id], ["status", tracker.id], ["doctor"], ["prune"]):
+        done = subprocess.run([COMMAND, *arguments], capture_output=True, timeout=60, env=environment, check=False)
+        assert (done.returncode, done.stderr.decode(encoding)) == (0, ""), arguments
+        assert done.stdout.decode(encoding).strip(), arguments
+
+
+def test_an_output_that_is_closed_stops_nothing() -> None:
+    with to_tensorboard(mode="offline") as tracker:
+        tracker.log_metrics({"loss": 1.0})
+    for arguments in ("runs", "runs --json", "sync", "doctor"):
+        done = subprocess.run(f"exec {COMMAND} {arguments} >&- 2>&-", shell=True, timeout=60, check=False)
+        assert done.returncode == 0, arguments
+    assert RunDirectory(tracker.directory).cursor("tensorboard").closed
 
 
 def test_a_terminal_of_any_width_shows_whole_ids(home: Path) -> None:

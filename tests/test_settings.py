@@ -135,6 +135,21 @@ def test_a_file_that_is_no_toml_is_refused_by_name() -> None:
 # --- which file
 
 
+@pytest.mark.parametrize("content", ["tool = 5", "tool = []", "[tool]\ntrackhub = 5"])
+def test_a_pyproject_whose_tools_are_no_table_has_nothing_for_us(content: str) -> None:
+    Path("pyproject.toml").write_text(content)
+    assert load().file is None
+
+
+def test_a_directory_may_be_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TRACKHUB_DIR", "~/runs")
+    assert load().settings.dir == tmp_path / "runs"
+    assert load(dir="~/others").settings.dir == tmp_path / "others"
+    with pytest.raises(SettingsError, match=r"dir = '~nobody-of-this-name/x' is not accepted"):
+        load(dir="~nobody-of-this-name/x")
+
+
 def test_the_nearest_file_upward_counts_and_a_pyproject_without_our_table_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,26 +12,50 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from trackhub.private import make_directory, open_file, write_file
 from trackhub.records import StoredFile
 
 
-class DiskFullError(Exception):
-    """There is no room for a file. No OSError, which `shutil.copytree` would collect with others."""
+class NotStoredError(Exception):
+    """The run directory did not take a file. No OSError, so that it is never mixed up with a source that is unreadable.
+
+    Args:
+        reason: Why, in the words of the system.
+        disk_full: Whether there is no room.
+    """
+
+    def __init__(self, reason: str, *, disk_full: bool) -> None:
+        super().__init__(reason)
+        self.disk_full = disk_full
 
 
 @contextmanager
-def _full_disk_told_apart() -> Iterator[None]:
+def _writing() -> Iterator[None]:
+    """While the run directory is written: whatever goes wrong is no fault of who logs."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise _not_stored(error) from error
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """While the source is read: that a process has too many files open says nothing of the source."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-        raise DiskFullError(error.strerror) from error
+        raise _not_stored(error) from error
+
+
+def _not_stored(error: OSError) -> NotStoredError:
+    return NotStoredError(error.strerror or str(error), disk_full=error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 class BlobStore:
@@ -59,12 +83,12 @@ class BlobStore:
             media_type: RFC 6838 media type.
 
         Raises:
-            DiskFullError: There is no room for it.
+            NotStoredError: The run directory does not take it.
         """
         path = self._directory / f"{self._next_name()}{suffix}"
         fresh = path.with_name(path.name + ".new")
         try:
-            with _full_disk_told_apart():
+            with _writing():
                 write_file(fresh, content)
                 fresh.replace(path)
         except BaseException:
@@ -75,42 +99,48 @@ class BlobStore:
         return StoredFile(self._relative(path), len(content), media_type=media_type)
 
     def snapshot(self, source: Path) -> StoredFile:
-        """Copy a file or a directory as it is now. The run directory itself is left out of a directory that holds it.
+        """Copy a file or a directory as it is now, without this run and those beside it, if they lie in it.
 
         Raises:
             FileNotFoundError: There is nothing at that path.
             ValueError: It is, or holds, something that is neither a file nor a directory, or a link into a circle.
-            DiskFullError: There is no room for it.
-            OSError: It cannot be read, or the run directory cannot be written.
+            NotStoredError: The run directory does not take it.
+            OSError: It cannot be read.
         """
         own = self._directory.parent.resolve()
         if source.resolve() in (own, self._directory.resolve()):
             raise ValueError(f"{str(source)!r} is the run directory itself, so it cannot be logged to the run")
-        check_regular(source, own)
+        check_regular(source, self._is_run)
         folder = self._directory / self._next_name()
         fresh = folder.with_name(folder.name + ".new")
-        with _full_disk_told_apart():
-            make_directory(fresh)
         copy = fresh / (source.name if source.name not in ("", "..") else source.resolve().name)
 
-        def leave_out(folder: str, names: list[str]) -> list[str]:
-            return [name for name in names if name == own.name and Path(folder, name).resolve() == own]
-
         try:
+            with _writing():
+                make_directory(fresh)
             if source.is_dir():
-                shutil.copytree(source, copy, copy_function=_copy_file, ignore=leave_out)
-                # They were given the modes of what was copied, which may even forbid to remove them.
-                for place, _, _ in os.walk(copy):
-                    Path(place).chmod(0o700)
+                _copy_folder(source, copy, self._is_run)
             else:
                 _copy_file(source, copy)
+            with _writing():
+                fresh.replace(folder)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
-        fresh.replace(folder)
         copy = folder / copy.name
         self._unsynced.append(copy)
-        return describe(copy, self._relative(copy))
+        with _writing():
+            return describe(copy, self._relative(copy))
+
+    def measure(self, source: Path) -> int:
+        """How many bytes a snapshot would have.
+
+        Raises:
+            FileNotFoundError: There is nothing at that path.
+            ValueError: It is, or holds, something that cannot be copied.
+        """
+        check_regular(source, self._is_run)
+        return sum(file.stat().st_size for file in _files_of(source, self._is_run))
 
     def sync(self) -> None:
         """Make the snapshots survive a power failure too; called off the training thread.
@@ -132,6 +162,18 @@ class BlobStore:
             if failed:
                 raise failed[0]
 
+    def _is_run(self, path: Path) -> bool:
+        """Whether a directory is this run's, or that of a run beside it.
+
+        With the runs below the working directory, as is the default, a copy of it would otherwise have all the copies
+        that earlier runs have made of it, and each run would double the disk.
+        """
+        own = self._directory.parent.resolve()
+        if path.name != own.name and not (path / "run.json").is_file():
+            return False
+        place = path.resolve()
+        return place == own or (place.parent == own.parent and (place / "run.json").is_file())
+
     def _next_name(self) -> str:
         with self._lock:
             self._count += 1
@@ -150,12 +192,12 @@ def describe(path: Path, name: str) -> StoredFile:
     )
 
 
-def check_regular(source: Path, leave_out: Path | None = None) -> None:
+def check_regular(source: Path, is_left_out: Callable[[Path], bool] = lambda _: False) -> None:
     """Refuse what cannot be copied: a missing path, a pipe, a socket, a device, links that lead in a circle.
 
     Args:
         source: What is to be copied.
-        leave_out: A directory that does not count, its path resolved.
+        is_left_out: Whether a directory below it does not count.
 
     Raises:
         FileNotFoundError: There is nothing at that path, or at a link below it.
@@ -163,17 +205,21 @@ def check_regular(source: Path, leave_out: Path | None = None) -> None:
     """
     if not source.exists():
         raise FileNotFoundError(f"there is no file or directory {str(source)!r} to log (looked in {Path.cwd()})")
-    for file in _files_below(source, leave_out) if source.is_dir() else [source]:
+    for file in _files_of(source, is_left_out):
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"{str(file)!r} is neither a file nor a directory, so it cannot be logged")
 
 
-def _files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+def _files_of(source: Path, is_left_out: Callable[[Path], bool]) -> Iterable[Path]:
+    return _files_below(source, is_left_out) if source.is_dir() else [source]
+
+
+def _files_below(folder: Path, is_left_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         for name in list(folders):
             path = Path(parent) / name
-            if leave_out is not None and name == leave_out.name and path.resolve() == leave_out:
+            if is_left_out(path):
                 folders.remove(name)
             elif path.is_symlink() and any(path.samefile(above) for above in (Path(parent), *Path(parent).parents)):
                 raise ValueError(f"{str(path)!r} is a link to a directory it lies in, so it cannot be logged")
@@ -194,15 +240,24 @@ def _sync_file_or_folder(path: Path) -> None:
                 os.close(descriptor)
 
 
-def _copy_file(source: str | Path, target: str | Path) -> None:
+def _copy_folder(source: Path, target: Path, is_left_out: Callable[[Path], bool]) -> None:
+    """Copy what is in a directory. Not `shutil.copytree`, whose errors do not say which side they are of."""
+    with _writing():
+        make_directory(target)
+    with _reading():
+        members = sorted(source.iterdir())
+    for member in members:
+        if not member.is_dir():
+            _copy_file(member, target / member.name)
+        elif not is_left_out(member):
+            _copy_folder(member, target / member.name, is_left_out)
+
+
+def _copy_file(source: Path, target: Path) -> None:
     """Copy inside the kernel where it can: file systems that share blocks then copy nothing at all."""
-    with _full_disk_told_apart():
-        _copy_content(source, target)
-
-
-def _copy_content(source: str | Path, target: str | Path) -> None:
-    descriptor = open_file(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with os.fdopen(descriptor, "wb") as writer, Path(source).open("rb") as reader:
+    with _reading():
+        reader = source.open("rb")
+    with reader, _new_file(target) as writer:
         left = os.fstat(reader.fileno()).st_size
         try:
             while left > 0:
@@ -212,7 +267,22 @@ def _copy_content(source: str | Path, target: str | Path) -> None:
                 left -= copied
         except OSError:
             reader.seek(0)
-            writer.seek(0)
-            writer.truncate()
+            with _writing():
+                writer.seek(0)
+                writer.truncate()
         # Whatever the kernel did not copy; all of a file that does not tell its size, as those in /proc.
-        shutil.copyfileobj(reader, writer, 1 << 20)
+        while piece := reader.read(1 << 20):
+            with _writing():
+                writer.write(piece)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    with _writing():
+        writer = os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+    try:
+        yield writer
+    finally:
+        # What is still in memory is written here, and some servers only now say that there is no room.
+        with _writing():
+            writer.close()

@@ -52,6 +52,10 @@ class JournalError(TrackhubError):
     """A journal cannot be opened, or was written by a version this one does not know."""
 
 
+UNREADABLE = (TrackhubError, OSError, ValueError, OverflowError)
+"""What reading a run directory raises that is damaged, foreign, or of a newer version."""
+
+
 class BackendError(TrackhubError):
     """What a backend raises on purpose. The delivery handles both kinds; training code never sees them."""
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trackhub.errors import UNREADABLE
 from trackhub.journal import JournalReader, Position, segment_name
 from trackhub.journal.skim import Skim, skim
 from trackhub.rundir import Freed, RunDirectory
@@ -32,11 +33,13 @@ class Pruned:
         run: Its directory.
         freed_bytes: What was freed, or would be.
         kept: Why nothing was; None if something was, or would be.
+        readable: Whether that could be told; what cannot be read is kept.
     """
 
     run: RunDirectory
     freed_bytes: int = 0
     kept: str | None = None
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ def prune(
         if whole_runs and run.manifest.id in needed:
             one = Pruned(run, kept="it has child runs that stay")
         else:
-            one = _prune_run(run, older_than_seconds, journal_only, whole_runs, dry_run)
+            try:
+                one = _prune_run(run, older_than_seconds, journal_only, whole_runs, dry_run)
+            except UNREADABLE as error:
+                one = Pruned(run, kept=f"it cannot be read: {error}", readable=False)
         if one.kept is not None and run.manifest.parent_id is not None:
             needed.add(run.manifest.parent_id)
         results[run.path] = one

@@ -68,6 +68,8 @@ _VARIABLES: tuple[tuple[str, str, str], ...] = (
 """Of rank, number and local rank; the innermost launcher first, for torchrun may run below MPI or SLURM. JAX finds
 SLURM and MPI by their own variables; its own are a convention of people who pass them to `jax.distributed.initialize`.
 SLURM's number is that of the step: SLURM_NTASKS, and a SLURM_PROCID of 0, are there in a batch script too."""
+RANK_VARIABLES = tuple(variable for variable, _, _ in _VARIABLES)
+"""Without these a process stands alone."""
 
 
 def detect(environment: Mapping[str, str]) -> Place | None:

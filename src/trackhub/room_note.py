@@ -1,4 +1,4 @@
-"""What want of room did to a run: `room/<writer>.json` in its directory, one for each writing process.
+"""What want of room, or a disk that failed, did to a run: `room/<writer>.json` in its directory, one a writing process.
 
 Apart from the quota because a full disk does the same, and because reports read it without a quota: on another machine,
 or after the limit was lifted.
@@ -30,6 +30,8 @@ class RoomNote(msgspec.Struct):
         freed_bytes: What they took.
         over_bytes: What the directory took when it was over the limit and nothing more could be freed.
         disk_full: Kind of record -> how many were not recorded because the disk itself was full, with their names.
+        disk_failed: Kind of record -> how many were not recorded because the run directory could not be written for
+            another reason, with their names and the reason.
     """
 
     max_bytes: int = 0
@@ -38,6 +40,7 @@ class RoomNote(msgspec.Struct):
     freed_bytes: int = 0
     over_bytes: int = 0
     disk_full: dict[str, NoteCount] = msgspec.field(default_factory=dict)
+    disk_failed: dict[str, NoteCount] = msgspec.field(default_factory=dict)
 
 
 def save_room_note(run: Path, writer: str, note: RoomNote) -> None:
@@ -67,6 +70,10 @@ def room_sentences(run: Path) -> list[str]:
     limit = f"TRACKHUB_MAX_BYTES ({max(note.max_bytes for note in notes):,} bytes)"
     lines = _not_recorded(f"{limit} was reached", [note.refused for note in notes])
     lines += _not_recorded("the disk was full", [note.disk_full for note in notes])
+    failures = [note.disk_failed for note in notes if note.disk_failed]
+    if failures:
+        reasons = {reason for kinds in failures for count in kinds.values() for _, reason in count.examples}
+        lines += _not_recorded(f"the run directory could not be written ({'; '.join(sorted(reasons))})", failures)
     if files := sum(note.freed_files for note in notes):
         freed = sum(note.freed_bytes for note in notes)
         lines.append(f"{limit}: copies of {files:,} files ({freed:,} bytes) were removed here; all backends have them")

@@ -83,6 +83,14 @@ class Settings(BaseModel):
         "params and metrics are always recorded. Default: no limit.",
     )
 
+    @field_validator("dir")
+    @classmethod
+    def _below_home(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
     @field_validator("backends", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -193,7 +201,7 @@ def backend_options(
         if name not in options.model_fields:
             raise SettingsError(_unknown_option(backend, name, str(file), options))
     for name, info in options.model_fields.items():
-        variable = _option_variable(backend, name)
+        variable = option_variable(backend, name)
         vendor = next((entry.name for entry in info.metadata if type(entry).__name__ == "VendorVariable"), None)
         if arguments.get(name) is not None:
             values[name], sources[name] = arguments[name], f"init({backend}={{{name!r}: ...}})"
@@ -212,10 +220,11 @@ def backend_options(
 
 def option_variable_is_set(backend: str, option: str) -> bool:
     """Whether the environment gives this option of a backend under our own name for it."""
-    return bool(os.environ.get(_option_variable(backend, option)))
+    return bool(os.environ.get(option_variable(backend, option)))
 
 
-def _option_variable(backend: str, option: str) -> str:
+def option_variable(backend: str, option: str) -> str:
+    """The environment variable of a backend's option."""
     return f"{PREFIX}{backend.upper().replace('-', '_')}_{option.upper()}"
 
 
@@ -250,7 +259,7 @@ def _explain(
             lines.append(f"{backend}: {message}")
             continue
         name = str(problem["loc"][0])
-        variable = _option_variable(backend, name) if backend else variable_of(name)
+        variable = option_variable(backend, name) if backend else variable_of(name)
         source = sources.get(name)
         if problem["type"] == "missing":
             lines.append(f"backend {backend!r} needs {name}: set {variable} or pass init({backend}={{{name!r}: ...}})")
@@ -388,7 +397,8 @@ def _settings_file(start: Path) -> tuple[Path | None, dict[str, Any]]:
                 raise SettingsError(f"{file} cannot be read: {error}") from None
             if name == "trackhub.toml":
                 return file, content
-            if isinstance(table := content.get("tool", {}).get("trackhub"), dict):
+            tools = content.get("tool")
+            if isinstance(tools, dict) and isinstance(table := tools.get("trackhub"), dict):
                 return file, table
     return None, {}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from trackhub import active, plain, plugins, processing, settings, termination
+from trackhub import active, misspelt, plain, plugins, processing, settings, termination
 from trackhub import ranks as ranks_module
 from trackhub._version import VERSION
 from trackhub.context import RunContext
@@ -97,6 +97,7 @@ def init(
     place = ranks_module.detect(settings.environment())
     loaded = loaded.completed({"run_id": _shared_run_id(loaded, place, working_directory)}, "the launcher")
     chosen = loaded.settings
+    misspelt.check_tables(loaded)
     _refuse_stray_options(backend_options, chosen.backends)
     options = {
         backend: options_of(backend, loaded, backend_options.get(backend, {}), working_directory)
@@ -104,6 +105,7 @@ def init(
     }
     if chosen.mode == "disabled" or (place is not None and place.rank and chosen.ranks == "zero"):
         return Tracker.disabled(chosen)
+    misspelt.warn_of_variables(settings.environment(), options)
     # Refused before there is a run, or it would be left behind without an end.
     flat, texts = plain.plain_params(params or {}), {**context.tags, **plain.plain_tags(tags or {})}
     if chosen.ranks == "zero":

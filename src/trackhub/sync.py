@@ -7,13 +7,13 @@ same processes, told of the same run directories.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trackhub import plugins, processing, settings
-from trackhub.errors import SettingsError, TrackhubError
+from trackhub.errors import UNREADABLE, SettingsError
 from trackhub.host import Host
 from trackhub.journal import JournalReader
 from trackhub.report import DeliveryReport, delivery_report
@@ -118,8 +118,9 @@ def sync(
         for name in to if to is not None else run.deliverable:
             try:
                 options[run.path, name] = options_for(run, name, (given or {}).get(name))
+                _check_readable(run, name)
                 work.append((run, name))
-            except TrackhubError as error:
+            except UNREADABLE as error:
                 if on_problem is None:
                     raise
                 on_problem(f"run {run.manifest.id} cannot be delivered to {name}: {error}")
@@ -131,11 +132,11 @@ def sync(
     try:
         for run, name in work:
             host.deliver(run, {name: options[run.path, name]})
-        awaited = [_all_there_is_now(run, name) for run, name in work]
+        awaited = list(_awaited(work, on_problem))
         arrived = wait_for_deliveries(host, awaited, timeout_seconds, patience_seconds)
     finally:
         host.stop(STOP_SECONDS)
-    return [_report(run, to, arrived) for run in family]
+    return list(_reports(family, to, arrived, on_problem))
 
 
 def follow(
@@ -169,15 +170,44 @@ def follow(
                 break
             time.sleep(FOLLOW_INTERVAL_SECONDS)
         kept = [one for one in taken.values() if one.run.exists]
-        awaited = [_all_there_is_now(one.run, name) for one in kept for name in one.backends(to)]
+        awaited = list(_awaited([(one.run, name) for one in kept for name in one.backends(to)], on_problem))
         arrived = wait_for_deliveries(host, awaited, grace_seconds)
     finally:
         host.stop(STOP_SECONDS)
-    return [_report(one.run, to, arrived) for one in kept]
+    return list(_reports([one.run for one in kept], to, arrived, on_problem))
 
 
-def _report(run: RunDirectory, to: Sequence[str] | None, arrived: Sequence[Awaited]) -> DeliveryReport:
-    return delivery_report(run, f"trackhub sync {run.path}", to, arrived=backends_complete(run, arrived))
+def _check_readable(run: RunDirectory, backend: str) -> None:
+    """Raise now what would be raised in the middle of waiting for all."""
+    run.amount()
+    run.remaining(run.cursor(backend))
+
+
+def _awaited(work: Iterable[tuple[RunDirectory, str]], on_problem: Callable[[str], None] | None) -> Iterator[Awaited]:
+    """What to wait for; a run that cannot be read keeps no other one from being waited for."""
+    for run, name in work:
+        try:
+            yield _all_there_is_now(run, name)
+        except UNREADABLE as error:
+            if on_problem is None:
+                raise
+            on_problem(f"run {run.path.name}, as delivered to {name}, is not waited for: {error}")
+
+
+def _reports(
+    runs: Iterable[RunDirectory],
+    to: Sequence[str] | None,
+    arrived: Sequence[Awaited],
+    on_problem: Callable[[str], None] | None,
+) -> Iterator[DeliveryReport]:
+    """How runs stand; one that cannot be read keeps no other one from being told of."""
+    for run in runs:
+        try:
+            yield delivery_report(run, f"trackhub sync {run.path}", to, arrived=backends_complete(run, arrived))
+        except UNREADABLE as error:
+            if on_problem is None:
+                raise
+            on_problem(f"how run {run.path.name} stands cannot be read: {error}")
 
 
 def _all_there_is_now(run: RunDirectory, backend: str) -> Awaited:
@@ -226,8 +256,9 @@ def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None, on_problem: Ca
     for name in taken.backends(to):
         try:
             options = options_for(run, name)
+            _check_readable(run, name)
             complete = run.cursor(name).closed and not run.remaining(run.cursor(name))
-        except TrackhubError as error:
+        except UNREADABLE as error:
             taken.refused.add(name)
             on_problem(f"run {run.path.name} cannot be delivered to {name}: {error}")
             continue

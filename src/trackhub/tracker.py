@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from trackhub import active, plain, settings, values
 from trackhub._version import VERSION
-from trackhub.blobs import BlobStore, DiskFullError, check_regular, describe
+from trackhub.blobs import BlobStore, NotStoredError, check_regular, describe
 from trackhub.cursor import NoteCount
 from trackhub.errors import RunFinishedError
 from trackhub.host import host
@@ -291,7 +291,7 @@ class Tracker:
         self._append(TagsSet(_now_ns(), plain.plain_tags(tags)))
 
     def log_artifact(self, path: str | os.PathLike[str], name: str | None = None, copy: bool = True) -> None:
-        """Log a file or a directory as it is now.
+        """Log a file or a directory as it is now; of the directory that holds the runs, what is not a run.
 
         Args:
             path: What to log.
@@ -301,9 +301,9 @@ class Tracker:
 
         Raises:
             FileNotFoundError: There is nothing at that path.
-            ValueError: The name cannot be a path among artifacts, or the path is no file and no directory.
+            ValueError: The name cannot be a path among artifacts, or the path is empty, or no file and no directory.
         """
-        source = Path(path)
+        source = _source(path)
         name = plain.artifact_name(source.resolve().name if name is None else name)
         if not copy:
             check_regular(source)
@@ -321,12 +321,12 @@ class Tracker:
 
         Raises:
             FileNotFoundError: There is nothing at that path.
-            ValueError: The name cannot be a path among artifacts, or the path is no file and no directory.
+            ValueError: The name cannot be a path among artifacts, or the path is empty, or no file and no directory.
         """
         name = plain.artifact_name(name)
         if register_as is not None:
             plain.check_name(register_as, "registered model")
-        file = self._snapshot(ModelLogged, name, Path(path))
+        file = self._snapshot(ModelLogged, name, _source(path))
         if file is not None:
             self._append_file(ModelLogged(_now_ns(), name, file, register_as))
 
@@ -661,38 +661,37 @@ class Tracker:
         self._writing()[0].append(own_name(record, self._prefix) if self._prefix else record)
 
     def _store(self, kind: type[Record], name: str, content: bytes, suffix: str, media_type: str) -> StoredFile | None:
-        """Store a rich value; None if there is no room for it."""
+        """Store a rich value; None if the run directory does not take it."""
         blobs = self._writing()[1]
         if not self._has_room(kind, name, len(content)):
             return None
         try:
             return blobs.store(content, suffix, media_type)
-        except DiskFullError as error:
-            self._note_full_disk(kind, name, error)
+        except NotStoredError as error:
+            self._note_not_stored(kind, name, error)
             return None
 
     def _snapshot(self, kind: type[Record], name: str, source: Path) -> StoredFile | None:
-        """Copy a file or directory; None if there is no room for it."""
+        """Copy a file or directory; None if the run directory does not take it."""
         blobs = self._writing()[1]
-        if self._quota is not None:
-            check_regular(source)
-            if not self._has_room(kind, name, describe(source, name).size_bytes):
-                return None
+        if self._quota is not None and not self._has_room(kind, name, blobs.measure(source)):
+            return None
         try:
             return blobs.snapshot(source)
-        except DiskFullError as error:
-            self._note_full_disk(kind, name, error)
+        except NotStoredError as error:
+            self._note_not_stored(kind, name, error)
             return None
 
-    def _note_full_disk(self, kind: type[Record], name: str, error: DiskFullError) -> None:
-        """Count and tell what is lost: the run must go on, and its metrics wait in memory for room."""
-        count = self._left_out.disk_full.setdefault(KINDS[kind], NoteCount())
+    def _note_not_stored(self, kind: type[Record], name: str, error: NotStoredError) -> None:
+        """Count and tell what is lost: the run must go on, and its metrics wait in memory until the disk takes them."""
+        counts = self._left_out.disk_full if error.disk_full else self._left_out.disk_failed
+        count = counts.setdefault(KINDS[kind], NoteCount())
         count.add(name, str(error))
         self._save_left_out()
         if count.count == 1:
             _log.error(
-                "trackhub: run %s: %r is not recorded: %s (%s). More %s without room are counted, and shown by "
-                "finish() and trackhub status; params and metrics wait in memory until there is room.",
+                "trackhub: run %s: %r is not recorded: %s (%s). More %s that the disk does not take are counted, and "
+                "shown by finish() and trackhub status; params and metrics wait in memory until it takes them.",
                 self.id,
                 name,
                 error,
@@ -701,8 +700,9 @@ class Tracker:
             )
 
     def _save_left_out(self) -> None:
-        if self._run is not None and self._left_out.disk_full and self._journal is not None:
-            save_room_note(self._run.path, f"{self._journal.writer:04d}-disk", self._left_out)
+        note = self._left_out
+        if self._run is not None and (note.disk_full or note.disk_failed) and self._journal is not None:
+            save_room_note(self._run.path, f"{self._journal.writer:04d}-disk", note)
 
     def _has_room(self, kind: type[Record], name: str, size_bytes: int) -> bool:
         quota, run = self._quota, self._run
@@ -778,6 +778,13 @@ class Tracker:
         self._step_lock = threading.Lock()
         self._writer_lock = threading.RLock()
         self._append_metrics = self._append_metrics_first_time
+
+
+def _source(path: str | os.PathLike[str]) -> Path:
+    """The path of what is to be logged; an empty one would be the whole working directory."""
+    if not os.fspath(path):
+        raise ValueError("the path of what is to be logged is empty (an unset variable?); '.' is the working directory")
+    return Path(path)
 
 
 _RECORDING = (

@@ -86,6 +86,11 @@ def test_the_fixture_does_not_go_where_the_environment_says(tmp_path: Path) -> N
         "TRACKHUB_RUN_ID": "one-for-all",
         "TRACKHUB_MODE": "disabled",
         "TRACKHUB_PROJECT": "real",
+        # Not accepted, if anybody reads it.
+        "TRACKHUB_FINISH_TIMEOUT": "abc",
+        # The second process of a launcher records nothing.
+        "RANK": "1",
+        "WORLD_SIZE": "2",
     }
     assert "2 passed" in run_pytest(tmp_path, TEST_OF_A_USER, **everything)
     assert not hub.exists()

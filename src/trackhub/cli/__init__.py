@@ -5,11 +5,12 @@ Thin and apart so that nothing is only possible here; each command imports what 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -80,7 +81,17 @@ _Run = Annotated[
 
 def main() -> None:
     """What `trackhub` and `python -m trackhub` run."""
+    sys.stdout, sys.stderr = _writable(sys.stdout), _writable(sys.stderr)
     app(prog_name="trackhub")
+
+
+def _writable(stream: TextIO | None) -> TextIO:
+    """A stream that takes any text: `?` for what its encoding has not, and nothing at all if it was closed."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
 
 
 @app.callback()
@@ -106,24 +117,26 @@ def runs(
     last: Annotated[int, typer.Option("--last", metavar="N", min=0, help="Only the N latest; 0 for all.")] = 0,
     as_json: _Json = False,
 ) -> None:
-    """List runs, the latest at the bottom, with what each backend has and lacks."""
+    """List runs, the latest at the bottom, with what each backend has and lacks. Exit code 1 if one is unreadable."""
     from trackhub.cli.finding import place_of
-    from trackhub.cli.overview import in_family_order, overview
+    from trackhub.cli.overview import in_family_order, overviews
 
     place = place_of(directory)
     found = place.runs()
-    overviews = [overview(run) for run in (found[-last:] if last else found)]
+    seen = list(overviews(found[-last:] if last else found, place.note))
     _complain(place)
     if as_json:
         from trackhub.cli.plainly import plain_overview
 
-        _put_json([plain_overview(one) for one in overviews])
-    elif not overviews:
-        _say(place.nothing())
-    else:
+        _put_json([plain_overview(one) for one in seen])
+    elif seen:
         from trackhub.cli.printing import Printer, print_runs
 
-        print_runs(Printer(), in_family_order(overviews))
+        print_runs(Printer(), in_family_order(seen))
+    elif not place.unreadable:
+        _say(place.nothing())
+    if place.unreadable:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
@@ -156,19 +169,19 @@ def status(
 ) -> None:
     """Print delivery reports: what is not delivered, refused or changed. Exit code 1 if something is not delivered."""
     from trackhub.cli.finding import find_run, find_runs, place_of, sync_command
-    from trackhub.cli.overview import in_family_order, overview
+    from trackhub.cli.overview import in_family_order, overviews
     from trackhub.sync import with_families
 
     place = place_of(directory)
-    one = None if run is None else find_run(run, place)
-    chosen = find_runs([], place) if one is None else _with_descendants(one, with_families([one]))
-    overviews = [overview(found) for found in chosen]
+    asked = None if run is None else find_run(run, place)
+    chosen = find_runs([], place) if asked is None else _with_descendants(asked, with_families([asked]))
+    seen = list(overviews(chosen, place.note))
     _complain(place)
-    reports = [(seen.manifest, seen.report(sync_command(seen.run))) for _, seen in in_family_order(overviews)]
-    if not reports:
+    reports = [(one.manifest, one.report(sync_command(one.run))) for _, one in in_family_order(seen)]
+    if not reports and not place.unreadable:
         _say(place.nothing())
-    _print_reports(reports, as_json=as_json, all_of_them=one is not None)
-    if not all(report.complete for _, report in reports):
+    _print_reports(reports, as_json=as_json, all_of_them=asked is not None)
+    if place.unreadable or not all(report.complete for _, report in reports):
         raise typer.Exit(INCOMPLETE)
 
 
@@ -212,7 +225,7 @@ def sync(
     _complain(place)
     with terminating_cleanly():
         result = complete(chosen, names, float("inf") if timeout is None else timeout, patience)
-    if not chosen:
+    if not chosen and not place.unreadable:
         _say(place.nothing())
     for problem in result.refused:
         _say(problem)
@@ -242,16 +255,22 @@ def _follow(which: list[str], to: list[str] | None, grace: float, directory: Pat
     roots = [Path(text) for text in which] or [place_of(directory).root]
     if len(roots) > 1 or RunDirectory(roots[0]).exists or (which and not roots[0].is_dir()):
         raise TrackhubError("sync --follow takes one directory that holds runs, and delivers all that come there")
+    problems: list[str] = []
+
+    def tell(problem: str) -> None:
+        problems.append(problem)
+        _say(problem)
+
     with stopping_politely() as stop:
         _say(f"delivering the runs in {roots[0].absolute()}; Ctrl-C or SIGTERM ends it")
-        reports = follow(roots[0], to, _say, lambda: stop.asked, grace)
+        reports = follow(roots[0], to, tell, lambda: stop.asked, grace)
     found = {report.run_id: RunDirectory(roots[0] / report.run_id) for report in reports}
     _print_reports(
         [(found[report.run_id].manifest, report) for report in reports if found[report.run_id].exists],
         as_json=as_json,
         all_of_them=False,
     )
-    if not all(reports):
+    if problems or not all(reports):
         raise typer.Exit(INCOMPLETE)
 
 
@@ -370,7 +389,7 @@ def prune(
     """Free the disk from what all backends have: journals and copies of files, of runs that have ended.
 
     What is not delivered, refused, or shown by no backend stays, and so does a run that is being written or delivered.
-    `runs` and `status` go on telling of what was freed.
+    `runs` and `status` go on telling of what was freed. Exit code 1 if a run is unreadable.
     """
     from trackhub.cli.finding import find_runs, place_of
     from trackhub.cli.formats import seconds_of, size
@@ -387,18 +406,17 @@ def prune(
         from trackhub.cli.plainly import plain_pruned
 
         _put_json([plain_pruned(one, dry_run=not yes) for one in results])
-        return
-    for one in results:
-        verdict = f"{size(one.freed_bytes)} {'freed' if yes else 'can be freed'}"
-        typer.echo(f"{one.run.path.name}  {verdict if one.kept is None else f'kept: {one.kept}'}")
-    freed = [one for one in results if one.kept is None]
-    total = f"{size(sum(one.freed_bytes for one in freed))} of {_counted(len(freed), 'run')}"
-    if not results:
+    elif results:
+        for one in results:
+            verdict = f"{size(one.freed_bytes)} {'freed' if yes else 'can be freed'}"
+            typer.echo(f"{one.run.path.name}  {verdict if one.kept is None else f'kept: {one.kept}'}")
+        freed = [one for one in results if one.kept is None]
+        total = f"{size(sum(one.freed_bytes for one in freed))} of {_counted(len(freed), 'run')}"
+        typer.echo(f"freed {total}" if yes else f"would free {total}{'; repeat with --yes to do it' if freed else ''}")
+    elif not place.unreadable:
         _say(place.nothing())
-    elif yes:
-        typer.echo(f"freed {total}")
-    else:
-        typer.echo(f"would free {total}{'; repeat with --yes to do it' if freed else ''}")
+    if place.unreadable or not all(one.readable for one in results):
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
@@ -560,8 +578,8 @@ def _counted(count: int, what: str) -> str:
 
 
 def _complain(place: Place) -> None:
-    for problem in place.unreadable:
-        _say(problem)
+    for name, why in place.unreadable.items():
+        _say(f"run {name} is left out: {why}")
 
 
 def _say(text: str) -> None:

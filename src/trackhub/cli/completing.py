@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from trackhub.cli.finding import sync_command
-from trackhub.cli.overview import Overview, overview
+from trackhub.cli.overview import Overview, overviews
 from trackhub.report import DeliveryReport
 from trackhub.rundir import Manifest, RunDirectory
 
@@ -26,7 +26,7 @@ class Completion:
         reports: Each run that was worked on, with how it stood when the wait was over.
         already: Number of runs that were complete before.
         without_backends: Runs that no backend was chosen for.
-        refused: A sentence for each delivery that could not be begun.
+        refused: A sentence for each delivery that could not be begun, and each run that could not be read.
     """
 
     reports: list[tuple[Manifest, DeliveryReport]] = field(default_factory=list)
@@ -56,8 +56,11 @@ def complete(
     """
     result = Completion()
     unfinished: list[Overview] = []
-    for run in runs:
-        one = overview(run, to)
+
+    def leave_out(run: RunDirectory, error: Exception) -> None:
+        result.refused.append(f"run {run.path.name} is left out: {error}")
+
+    for one in overviews(runs, leave_out, to):
         if not one.standings:
             result.without_backends.append(one.manifest)
         elif one.complete:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from trackhub import plugins, processing, ranks, settings
+from trackhub import misspelt, plugins, processing, ranks, settings
 from trackhub.cli.inventory import error_text
 from trackhub.errors import SettingsError
 from trackhub.redaction import HIDDEN, SECRET_WORDS, hide
@@ -81,6 +81,7 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
     settings.learn_secrets_of_environment()
     try:
         loaded = settings.load(arguments)
+        misspelt.check_tables(loaded)
     except SettingsError as error:
         return Diagnosis(findings=[Finding("settings", "problem", str(error))])
     chosen = loaded.settings
@@ -90,9 +91,10 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
         text = ", ".join(value) if isinstance(value, tuple) else value
         diagnosis.settings.append(Value(name, _shown(name, text), loaded.sources[name]))
     diagnosis.findings.extend(_look_at_directory(Path.cwd() / chosen.dir))
+    names = list(dict.fromkeys(chosen.backends if backends is None else backends))
+    diagnosis.findings.extend(_look_at_variables(names))
     if (place := ranks.detect(settings.environment())) is not None:
         diagnosis.findings.append(_look_at_rank(place, chosen))
-    names = list(dict.fromkeys(chosen.backends if backends is None else backends))
     # Each has its place now: they come back in any order.
     diagnosis.options.update({name: [] for name in names})
     # Each vendor may take seconds to answer, so they are asked side by side; what a plugin raises stays in its future.
@@ -103,6 +105,16 @@ def diagnose(arguments: Mapping[str, Any], backends: Sequence[str] | None = None
             text = future.result() if raised is None else error_text(raised)
             diagnosis.findings.append(Finding(name, "ok" if raised is None else "problem", hide(text)))
     return diagnosis
+
+
+def _look_at_variables(backends: Sequence[str]) -> list[Finding]:
+    options = {}
+    for name in backends:
+        # One that cannot be loaded has a finding of its own.
+        with contextlib.suppress(SettingsError):
+            options[name] = plugins.find_backend(name).Options.model_fields
+    ignored = misspelt.ignored_variables(settings.environment(), options)
+    return [Finding("variables", "warning", sentence) for sentence in ignored.values()]
 
 
 def _look_at_rank(place: ranks.Place, chosen: settings.Settings) -> Finding:

@@ -24,20 +24,21 @@ class Place:
     Args:
         root: The directory.
         source: Where that choice came from: "--dir", a variable, a file, or "default".
-        unreadable: Runs that could not be read, a sentence each, as far as they were come upon.
+        unreadable: Name of a run that could not be read -> why, as far as they were come upon.
     """
 
     root: Path
     source: str
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def runs(self) -> list[RunDirectory]:
         """All readable runs, oldest first."""
         self.unreadable.clear()
-        return list(runs_in(self.root, self._note))
+        return list(runs_in(self.root, self.note))
 
-    def _note(self, run: RunDirectory, error: Exception) -> None:
-        self.unreadable.append(f"run {run.path.name} is left out: {error}")
+    def note(self, run: RunDirectory, error: Exception) -> None:
+        """Remember a run that could not be read."""
+        self.unreadable[run.path.name] = str(error)
 
     def nothing(self) -> str:
         """Why there is no run here, and what to do about it."""
@@ -56,7 +57,7 @@ def place_of(directory: Path | None) -> Place:
         SettingsError: The settings are not accepted.
     """
     if directory is not None:
-        return Place(directory, "--dir")
+        return Place(directory.expanduser(), "--dir")
     # Imported late: with --dir the settings and all they load are not needed.
     from trackhub import settings
 
@@ -69,21 +70,36 @@ def find_run(text: str, place: Place) -> RunDirectory:
 
     Raises:
         RunNotFoundError: There is none, or there are several; the message lists what there is.
+        JournalError: The directory at that path holds a run that cannot be read.
     """
     path = Path(text)
-    if "/" in text or not (place.root / text).is_dir():
+    if path.name in ("", ".."):
+        # A run has a name, and it is that of its directory.
+        path = path.resolve()
+    is_path = "/" in text or text in (".", "..")
+    if is_path or not (place.root / text).is_dir():
         run = RunDirectory(path)
         if run.exists:
+            _ = run.manifest  # Who names a run is told at once that it cannot be read.
             return run
-    if not text or "/" in text:
+    if not text or is_path:
         raise RunNotFoundError(f"{text!r} is no run directory (it has no run.json)")
+    # What else cannot be read there is no matter of this run.
+    place = Place(place.root, place.source)
     runs = place.runs()
     for run in runs:
         if run.path.name == text:
             return run
+    if text in place.unreadable:
+        raise RunNotFoundError(f"run {text} cannot be read: {place.unreadable[text]}")
     begin = [run for run in runs if run.path.name.startswith(text)]
     if len(begin) == 1:
         return begin[0]
+    unreadable = [
+        f"run {name} cannot be read: {why}" for name, why in place.unreadable.items() if name.startswith(text)
+    ]
+    if unreadable and not begin:
+        raise RunNotFoundError("\n".join(unreadable))
     if not runs:
         raise RunNotFoundError(place.nothing())
     if begin:
@@ -108,7 +124,7 @@ def find_runs(texts: Sequence[str], place: Place) -> list[RunDirectory]:
         inner = Place(Path(text), "the command line")
         is_run = (place.root / text / "run.json").is_file() or (inner.root / "run.json").is_file()
         several = [] if is_run or not inner.root.is_dir() else inner.runs()
-        place.unreadable += inner.unreadable
+        place.unreadable |= inner.unreadable
         if inner.root.is_dir() and "/" in text and not is_run and not several:
             raise RunNotFoundError(inner.nothing())
         for run in several or [find_run(text, place)]:

@@ -7,9 +7,11 @@ and no record is decoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from trackhub.cli.formats import local_time
+from trackhub.errors import UNREADABLE, JournalError
 from trackhub.journal.skim import Skim
 from trackhub.records import RunStatus
 from trackhub.report import BackendStanding, DeliveryReport, DeliverySeen
@@ -68,6 +70,34 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
     Raises:
         JournalError: It cannot be read.
     """
+    try:
+        return _look(run, backends)
+    except JournalError:
+        raise
+    except UNREADABLE as error:
+        raise JournalError(f"{run.path} cannot be read: {error}") from error
+
+
+def overviews(
+    runs: Iterable[RunDirectory],
+    on_unreadable: Callable[[RunDirectory, Exception], None],
+    backends: Iterable[str] | None = None,
+) -> Iterator[Overview]:
+    """Look at runs; one that cannot be read keeps no other from being looked at.
+
+    Args:
+        runs: The runs.
+        on_unreadable: Told of those that are left out.
+        backends: Only how they stand with these; default: all each was given to.
+    """
+    for run in runs:
+        try:
+            yield overview(run, backends)
+        except JournalError as error:
+            on_unreadable(run, error)
+
+
+def _look(run: RunDirectory, backends: Iterable[str] | None) -> Overview:
     manifest = run.manifest
     # The cursors first: what is written meanwhile then counts as not delivered, never the other way round.
     deliveries = [DeliverySeen.of(run, name) for name in (run.backends if backends is None else backends)]
@@ -76,6 +106,9 @@ def overview(run: RunDirectory, backends: Iterable[str] | None = None) -> Overvi
     holders = amount.holders
     status: RunStatus = holders.status(alive.__contains__) or run.status_without_end(holders)
     standings = tuple(_standing(run, seen, amount, status) for seen in deliveries)
+    for time_ns in (manifest.created_ns, amount.ended_ns or 0, amount.last_time_ns):
+        # Refused here and not where it is printed: by then there would be no other run to go on with.
+        local_time(time_ns)
     return Overview(run, manifest, status, amount, standings)
 
 

@@ -682,6 +682,40 @@ def test_the_end_of_the_process_is_the_end_of_the_run(
     assert len([call for call in calls_in(stage.lines) if call["call"] == "write_metrics"]) == 1
 
 
+def test_an_exception_that_is_no_valid_text_ends_all_runs_as_failed(stage: Stage) -> None:
+    _, errors = stage.run(
+        """
+        import trackhub
+        runs = [trackhub.init(), trackhub.init()]
+        raise ValueError("bad caf\\udce9.txt")
+        """,
+        exit_code=1,
+    )
+    assert errors.strip().endswith("ValueError: bad caf\\udce9.txt")
+    ends = [run.end()[1] for run in stage.runs()]
+    assert [(end.status, end.error) for end in ends if end] == [("failed", "ValueError: bad caf\\udce9.txt")] * 2
+
+
+def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(stage: Stage) -> None:
+    _, errors = stage.run(
+        """
+        import trackhub
+        from trackhub import active
+        class Broken:
+            finished = False
+            def end_records(self, status, error):
+                raise OSError("its disk is gone")
+            end = end_records
+        first = trackhub.init()
+        active.enter(Broken())
+        last = trackhub.init(backends=["lines"])
+        """
+    )
+    assert errors.count("could not be ended: OSError: its disk is gone") == 2
+    assert [run.end()[0] for run in stage.runs()] == ["finished", "finished"]
+    stage.wait_closed("lines", run=stage.runs()[1])
+
+
 def test_the_users_own_exception_hook_and_exit_handlers_still_work(stage: Stage) -> None:
     out, errors = stage.run(
         """

@@ -474,6 +474,11 @@ def test_a_with_block_that_ends_well_finishes_the_run(tmp_path: Path) -> None:
     assert tracker.finished
 
 
+class _NoText(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError("the text of an exception is its author's code")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
@@ -483,7 +488,10 @@ def test_a_with_block_that_ends_well_finishes_the_run(tmp_path: Path) -> None:
         (SystemExit(), "finished", None),
         (SystemExit(2), "failed", "SystemExit: 2"),
         (SystemExit("no data"), "failed", "SystemExit: no data"),
+        (ValueError("bad caf\udce9.txt"), "failed", "ValueError: bad caf\\udce9.txt"),
+        (_NoText(), "failed", "_NoText (it cannot be written as text)"),
     ],
+    ids=lambda value: ascii(value) if isinstance(value, str) else type(value).__name__,
 )
 def test_an_exception_ends_the_run_and_goes_on(
     tmp_path: Path, error: BaseException, status: str, text: str | None
@@ -491,6 +499,20 @@ def test_an_exception_ends_the_run_and_goes_on(
     with pytest.raises(type(error)), trackhub.init(dir=tmp_path) as tracker:
         raise error
     assert ended(tracker) == (status, text)
+
+
+@pytest.mark.parametrize("before", range(1960, 2010, 10))
+def test_a_secret_at_the_end_of_what_is_kept_of_an_exception_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    secret = "ends-of-open-sesame-0123456789"
+    monkeypatch.setenv("CAVE_TOKEN", secret)
+    with pytest.raises(ValueError, match="sesame"), trackhub.init(dir=tmp_path) as tracker:
+        raise ValueError("." * (before - len("ValueError: ")) + secret)
+    _, error = ended(tracker)
+    assert error is not None
+    assert "ends" not in error
+    assert error == ("ValueError: ".ljust(before, ".") + "(hidden)")[:2000]
 
 
 def test_finish_takes_the_three_ends_and_no_other(tmp_path: Path) -> None:

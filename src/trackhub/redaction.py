@@ -24,7 +24,8 @@ _SECRET_NAME = re.compile(rf"(.*[_.-])?(token|password|passwd|secret|{_KEY}|cred
 # The whole of a name: TOKENIZERS_PARALLELISM has no token in it, and PWD is a directory.
 _SECRET_VARIABLE = re.compile(rf"(.*_)?(token|password|passwd|secret|{_KEY}(_id)?)|.+_(pwd|pass)", re.I)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]*(?:@[^/\s@'\"]*)*@")
-_PARAMETER = re.compile(rf"([?&][^=&\s#]*(?:{'|'.join(SECRET_WORDS)}|sig)[^=&\s#]*=)[^&\s#'\"]+", re.I)
+# The first part without "?": a text of many of them would be searched from each one to its end, for minutes.
+_PARAMETER = re.compile(rf"([?&][^=&?\s#]*(?:{'|'.join(SECRET_WORDS)}|sig)[^=&\s#]*=)[^&\s#'\"]+", re.I)
 _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[\w.~+/=-]+", re.I)
 
 _forms: set[str] = set()

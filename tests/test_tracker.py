@@ -149,6 +149,26 @@ def test_a_tensor_that_requires_grad_neither_warns_nor_raises(stage: Stage, flag
     assert [record.values for record in records_of(stage.run_directory())[:-1]] == [{"loss": 3.0}] * 3
 
 
+@pytest.mark.parametrize("flags", [(), ("-W", "error"), ("-W", "ignore")])
+def test_a_complex_number_is_refused_and_does_not_lose_its_imaginary_part(stage: Stage, flags: tuple[str, ...]) -> None:
+    out, errors = stage.run(
+        """
+        import numpy as np, trackhub
+        with trackhub.init() as tracker:
+            for value in (np.complex64(1 + 2j), np.complex128(1 + 2j), np.array([1 + 2j])):
+                for _ in range(2):
+                    try:
+                        tracker.log_metrics({"x": value})
+                    except TypeError as error:
+                        print(error)
+        """,
+        *flags,
+    )
+    assert errors == ""
+    assert out.count("must be one real number") == 6
+    assert [type(record) for record in records_of(stage.run_directory())] == [RunEnded]
+
+
 class _OnlyItem:
     def item(self) -> float:
         return 2.5
@@ -213,6 +233,40 @@ def test_steps_count_up_by_themselves_from_the_last_one(tracker: Tracker) -> Non
     tracker.log_metrics({"x": 0.0}, step=10)
     tracker.log_metrics({"x": 0.0})
     assert [record.step for record in logged(tracker)] == [0, 1, 10, 11]
+
+
+def test_a_step_that_is_refused_does_not_count(tracker: Tracker) -> None:
+    tracker.log_metrics({"x": 0.0}, step=4)
+    for refused in (2**63, -(2**63) - 1):
+        with pytest.raises(ValueError, match="64 bit"):
+            tracker.log_metrics({"x": 0.0}, step=refused)
+    with pytest.raises(TypeError):
+        tracker.log_metrics({"x": "no number"}, step=100)
+    tracker.log_metrics({"x": 0.0})
+    assert [record.step for record in logged(tracker)] == [4, 5]
+
+
+def test_a_refused_value_takes_no_step(tracker: Tracker) -> None:
+    tracker.log_metrics({"x": 0.0})
+    for metrics, timestamp in [({"x": "no number"}, None), (None, None), ({"": 1.0}, None), ({"x": 1.0}, "no time")]:
+        with pytest.raises((TypeError, ValueError)):
+            tracker.log_metrics(metrics, timestamp=timestamp)  # type: ignore[arg-type]
+    tracker.log_metrics({"x": 0.0})
+    assert [record.step for record in logged(tracker)] == [0, 1]
+
+
+def test_a_refused_value_takes_no_step_back_that_others_have_gone_on_from(tracker: Tracker) -> None:
+    class LogsWhileItIsLookedAt:
+        def __float__(self) -> float:
+            tracker.log_metrics({"x": 0.0})
+            raise TypeError("no number after all")
+
+    with pytest.raises(TypeError):
+        tracker.log_metrics({"x": LogsWhileItIsLookedAt()})
+    tracker.log_metrics({"x": 0.0})
+    steps = [record.step for record in logged(tracker)]
+    assert steps == sorted(set(steps))
+    assert len(steps) >= 2
 
 
 @pytest.mark.parametrize("stamp", [1_700_000_000.25, datetime(2023, 11, 14, 22, 13, 20, 250_000, UTC)])

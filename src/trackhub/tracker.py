@@ -63,6 +63,8 @@ _now_ns = time.time_ns
 # torch warns when C takes a tensor that requires grad for a float. Here it is only looked at, so nothing can go wrong;
 # where warnings are errors, the value is converted another way.
 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning, r"trackhub\.journal")
+# NumPy only warns when C takes a complex number for a float: here that would lose its imaginary part.
+warnings.filterwarnings("error", "Casting complex values to real", RuntimeWarning, r"trackhub\.journal")
 
 # What packing raises for a value that is no float yet, or for a mapping that is none.
 _NOT_PACKED = (struct.error, TypeError, ValueError, OverflowError, AttributeError, RuntimeError, UserWarning)
@@ -255,28 +257,41 @@ class Tracker:
                 process where this one goes on with a run.
             timestamp: Seconds since the Unix epoch, or a datetime; default: now.
         """
+        automatic = step is None
         if step is None:
             with self._step_lock:
                 step = self._next_step
                 self._next_step = step + 1
-        else:
-            if type(step) is not int:
-                step = plain.step_of(step)
-            self._next_step = step + 1
+        elif type(step) is not int:
+            step = plain.step_of(step)
         try:
             self._append_metrics(metrics, step, _now_ns() if timestamp is None else plain.time_ns_of(timestamp))
         except _NOT_PACKED:
-            self._log_metrics_slowly(metrics, step, timestamp)
+            self._log_metrics_slowly(metrics, step, timestamp, automatic)
+        if not automatic:
+            # Only now: what is refused does not count.
+            self._next_step = step + 1
 
-    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any) -> None:
+    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any, automatic: bool) -> None:
         """Convert what C could not take for a float, or say why nobody can."""
-        self._check_running()
-        if not isinstance(metrics, Mapping):
-            raise TypeError(f"log_metrics takes a mapping of names to numbers, not {type(metrics).__name__}")
-        step = plain.step_of(step)
-        time_ns = _now_ns() if timestamp is None else plain.time_ns_of(timestamp)
-        converted = {plain.metric_name(name): plain.plain_scalar(value, name) for name, value in metrics.items()}
-        self._append_metrics(converted, step, time_ns)
+        try:
+            self._check_running()
+            if not isinstance(metrics, Mapping):
+                raise TypeError(f"log_metrics takes a mapping of names to numbers, not {type(metrics).__name__}")
+            step = plain.step_of(step)
+            time_ns = _now_ns() if timestamp is None else plain.time_ns_of(timestamp)
+            converted = {plain.metric_name(name): plain.plain_scalar(value, name) for name, value in metrics.items()}
+            self._append_metrics(converted, step, time_ns)
+        except Exception:
+            if automatic:
+                self._take_back(step)
+            raise
+
+    def _take_back(self, step: int) -> None:
+        """Count a step anew that was refused, unless a later one was taken."""
+        with self._step_lock:
+            if self._next_step == step + 1:
+                self._next_step = step
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log params: what the run was started with.

@@ -577,6 +577,16 @@ def test_finish_takes_the_three_ends_and_no_other(tmp_path: Path) -> None:
     assert ended(tracker) == ("failed", None)
 
 
+@pytest.mark.parametrize("timeout", ["5", [1], object()])
+def test_a_timeout_that_is_no_number_is_refused_before_the_run_ends(tracker: Tracker, timeout: Any) -> None:
+    with pytest.raises(TypeError, match="timeout"):
+        tracker.finish(timeout=timeout)
+    assert not tracker.finished
+    tracker.log_metrics({"x": 1.0})
+    tracker.finish(timeout=0)
+    assert ended(tracker) == ("finished", None)
+
+
 def test_finish_twice_ends_the_run_once(tmp_path: Path) -> None:
     with trackhub.init(dir=tmp_path) as tracker:
         first = tracker.finish("killed")
@@ -677,6 +687,50 @@ def test_threads_see_the_process_run_and_their_own(tmp_path: Path) -> None:
         thread.join()
         assert trackhub.current() is tracker
     assert seen == {"before": tracker, "own": True, "after": tracker}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"name": "c", "params": {"a/": 1}}, ValueError),
+        ({"name": "c", "params": 3}, TypeError),
+        ({"name": "c", "tags": {"": "x"}}, ValueError),
+        ({"name": "a\udc80"}, ValueError),
+        ({"name": None}, TypeError),
+        ({"name": 5}, TypeError),
+    ],
+    ids=ascii,
+)
+def test_a_child_that_is_refused_is_no_run(tracker: Tracker, arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error) as raised:
+        tracker.child(**arguments)
+    assert "concatenate" not in str(raised.value)
+    assert trackhub.current() is tracker
+    assert [path.name for path in tracker.directory.parent.iterdir()] == [tracker.id]
+
+
+def test_a_run_whose_first_records_cannot_be_recorded_fails_and_is_not_in_force(tmp_path: Path) -> None:
+    too_large = {"x": "a" * (65 << 20)}
+    with trackhub.init(dir=tmp_path / "parents") as parent:
+        with pytest.raises(ValueError, match="over the limit"):
+            parent.child("c", params=too_large)
+        assert trackhub.current() is parent
+    with pytest.raises(ValueError, match="over the limit"):
+        trackhub.init(dir=tmp_path / "alone", tags=too_large)
+    with pytest.raises(NoActiveRunError):
+        trackhub.current()
+    runs = [RunDirectory(path) for path in (*(tmp_path / "parents").iterdir(), *(tmp_path / "alone").iterdir())]
+    assert sorted(run.end()[0] for run in runs) == ["failed", "failed", "finished"]
+    assert not any(run.is_being_written for run in runs)
+
+
+def test_a_disabled_run_takes_its_children_out_of_force_when_it_finishes() -> None:
+    with trackhub.init(mode="disabled") as parent:
+        child = parent.child("c")
+        assert trackhub.current() is child
+    assert child.finished
+    with pytest.raises(NoActiveRunError):
+        trackhub.current()
 
 
 def test_an_init_that_fails_leaves_no_run_in_force(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ from trackhub.records import (
 )
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.room_note import RoomNote, save_room_note
-from trackhub.rundir import Manifest, RunDirectory, new_run_id
+from trackhub.rundir import Manifest, RunDirectory, check_run_name, new_run_id
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, backends_complete, has_given_up, wait_for_deliveries
 
 if TYPE_CHECKING:
@@ -101,13 +101,14 @@ class Tracker:
         self._end_mark: Mark | None = None
 
     @classmethod
-    def disabled(cls, chosen: settings.Settings) -> Tracker:
+    def disabled(cls, chosen: settings.Settings, parent: Tracker | None = None) -> Tracker:
         """A tracker that records nothing and costs next to nothing.
 
         Args:
             chosen: The settings in force.
+            parent: For a child run, the run it belongs to.
         """
-        tracker = cls(chosen, None)
+        tracker = cls(chosen, None, parent)
         # Instance attributes win over methods: what is left of a call is one look-up and an empty function.
         for method in _RECORDING:
             setattr(tracker, method, _record_nothing)
@@ -460,12 +461,20 @@ class Tracker:
             name: The name people see.
             params: Logged at once.
             tags: Set at once.
+
+        Raises:
+            TypeError: The name is no text, or the params or tags are no mappings.
+            ValueError: The name, the params or the tags cannot be stored. Then there is no child run.
         """
         self._check_running()
-        name = self._prefix + name
+        name = self._prefix + check_run_name(name)
         chosen = self._settings.model_copy(update={"name": name, "run_id": None})
         if self._run is None:
-            return Tracker.disabled(chosen)
+            child = Tracker.disabled(chosen, self)
+            self._children.append(child)
+            return child
+        # Refused before there is a run, or it would be left behind, and be in force.
+        flat, texts = plain.plain_params(params or {}), plain.plain_tags(tags or {})
         own = self._run.manifest
         manifest = Manifest(
             id=new_run_id(),
@@ -480,11 +489,19 @@ class Tracker:
         )
         child = Tracker.start(RunDirectory.create(self._run.path.parent, manifest), chosen, self._options, self)
         self._children.append(child)
-        if params:
-            child.log_params(params)
-        if tags:
-            child.set_tags(tags)
+        child.log_first(flat, texts)
         return child
+
+    def log_first(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Log what the run starts with; where that cannot be recorded, the run ends and is not in force."""
+        try:
+            if params:
+                self.log_params(params)
+            if tags:
+                self.set_tags(tags)
+        except BaseException as error:
+            self.end_before_waiting(error)
+            raise
 
     def flush(self, timeout: float | None = None) -> DeliveryReport:
         """Wait until all that this process has logged to this run and its children so far has been delivered.
@@ -515,8 +532,11 @@ class Tracker:
             The delivery report; true if everything has arrived.
 
         Raises:
+            TypeError: The timeout is no number.
             ValueError: The status is none of the three.
         """
+        if timeout is not None:
+            timeout = plain.real_number(timeout, "timeout")
         if status not in ("finished", "failed", "killed"):
             raise ValueError(f"status {status!r} is not one of 'finished', 'failed', 'killed'")
         error = None
@@ -537,13 +557,16 @@ class Tracker:
         """Finish because the process ends; a child run leaves the waiting to its parent."""
         self._finish(status, error, None)
 
-    def end_before_waiting(self) -> None:
-        """Finish without waiting: what the run takes place in ends well, and may not be kept from it.
+    def end_before_waiting(self, error: BaseException | None = None) -> None:
+        """Finish without waiting: what the run takes place in may not be kept from its own end.
 
         The waiting, and the telling of what has not arrived, is left to the end of the process.
+
+        Args:
+            error: What ended the run; None if it ended well.
         """
         if not self._finished:
-            self.end_records(*active.end_of(None))
+            self.end_records(*active.end_of(error))
             host().wake()
             active.wait_at_exit(self)
 
@@ -570,7 +593,7 @@ class Tracker:
         with self._writer_lock:
             if self._finished:
                 return
-            if self._children:
+            if self._children and self._run is not None:
                 # What is delivered in this process can show the children, all of them, when this run ends.
                 host().wake()
             self._write_end(status, error)

@@ -88,14 +88,26 @@ def _inside(secret: str) -> set[str]:
 
 
 def learn_from_url(url: str) -> None:
-    """Have the password of a URL hidden, or what stands alone in the place of user and password."""
+    """Have the password of a URL hidden, or the token that stands alone in the place of user and password."""
     for part in re.split(r"[\s,]+(?=[\w+.-]+://)", url):
-        _, scheme, rest = part.partition("://")
-        credentials = rest.rpartition("@")[0]
-        if not scheme or not credentials:
-            continue
+        scheme, _, rest = part.partition("://")
+        credentials = _authority(rest).rpartition("@")[0]
         user, colon, password = credentials.partition(":")
-        learn([password] if colon else [user], unquote(user))
+        if colon:
+            learn([password], unquote(user))
+        elif scheme.lower().endswith(("http", "https")):
+            # Elsewhere, as in ssh://me@host or abfss://container@account, what stands alone is a mere name.
+            learn([user], unquote(user))
+
+
+def _authority(rest: str) -> str:
+    """What of a URL, behind its scheme, says who goes where; a path may have an "@" too."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    _, colon, port = authority.rpartition(":")
+    if "@" not in authority and colon and not port.isdigit() and not authority.startswith("["):
+        # No port: a password with an unquoted slash in it.
+        return rest
+    return authority
 
 
 def hide(text: str) -> str:

@@ -264,7 +264,8 @@ def _manifest(
         origin=secrets.token_hex(4) if chosen.run_id else "",
     )
     earlier = RunDirectory(root / identity)
-    if not earlier.exists:
+    # Not `exists`, which takes what may not be looked at for a run: here another directory takes its place.
+    if not (earlier.path / "run.json").is_file():
         return fresh
     past = earlier.manifest
     return msgspec.structs.replace(

@@ -655,6 +655,8 @@ def test_a_forked_child_does_not_hold_the_parents_run_open(stage: Stage) -> None
         ("raise ValueError('bad batch')", 1, "failed", "ValueError: bad batch"),
         ("raise KeyboardInterrupt", None, "killed", "KeyboardInterrupt"),
         ("sys.exit(0)", 0, "finished", None),
+        # As the docs say: outside of a `with` block nobody is told the exit code.
+        ("sys.exit(1)", 1, "finished", None),
         ("os._exit(0)", 0, "killed", None),
         ("os.abort()", None, "killed", None),
         ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, "killed", "SIGTERM"),

@@ -258,22 +258,21 @@ class Tracker:
                 process where this one goes on with a run.
             timestamp: Seconds since the Unix epoch, or a datetime; default: now.
         """
-        automatic = step is None
         if step is None:
             with self._step_lock:
-                step = self._next_step
-                self._next_step = step + 1
-        elif type(step) is not int:
-            step = plain.step_of(step)
+                number = self._next_step
+                self._next_step = number + 1
+        else:
+            number = step if type(step) is int else plain.step_of(step)
         try:
-            self._append_metrics(metrics, step, _now_ns() if timestamp is None else plain.time_ns_of(timestamp))
+            self._append_metrics(metrics, number, _now_ns() if timestamp is None else plain.time_ns_of(timestamp))
         except _NOT_PACKED:
-            self._log_metrics_slowly(metrics, step, timestamp, automatic)
-        if not automatic:
+            self._log_metrics_slowly(metrics, number, timestamp, automatic=step is None)
+        if step is not None:
             # Only now: what is refused does not count.
-            self._next_step = step + 1
+            self._next_step = number + 1
 
-    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any, automatic: bool) -> None:
+    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any, *, automatic: bool) -> None:
         """Convert what C could not take for a float, or say why nobody can."""
         try:
             self._check_running()

@@ -66,6 +66,13 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert json.loads(file.path.read_bytes())["position"] == {"1": [0, 24], "12": [3, 2**40]}
 
 
+def test_a_path_that_is_not_utf_8_comes_back(tmp_path: Path) -> None:
+    cursor = Cursor(position={"1": (0, 24)}, state={"file": os.fsdecode(b"/runs/caf\xe9/events")})
+    cursor_file = CursorFile(tmp_path, "far")
+    cursor_file.save(cursor)
+    assert cursor_file.load() == cursor
+
+
 def test_a_backend_that_has_no_cursor_yet_starts_at_the_beginning(tmp_path: Path) -> None:
     assert CursorFile(tmp_path / "none", "mlflow").load() == Cursor()
 

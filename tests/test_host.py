@@ -655,6 +655,8 @@ def test_a_forked_child_does_not_hold_the_parents_run_open(stage: Stage) -> None
         ("raise ValueError('bad batch')", 1, "failed", "ValueError: bad batch"),
         ("raise KeyboardInterrupt", None, "killed", "KeyboardInterrupt"),
         ("sys.exit(0)", 0, "finished", None),
+        # As the docs say: outside of a `with` block nobody is told the exit code.
+        ("sys.exit(1)", 1, "finished", None),
         ("os._exit(0)", 0, "killed", None),
         ("os.abort()", None, "killed", None),
         ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, "killed", "SIGTERM"),
@@ -680,6 +682,40 @@ def test_the_end_of_the_process_is_the_end_of_the_run(
     assert (ended.error if ended else None) == error
     assert [call["status"] for call in calls_in(stage.lines) if call["call"] == "close"] == [status]
     assert len([call for call in calls_in(stage.lines) if call["call"] == "write_metrics"]) == 1
+
+
+def test_an_exception_that_is_no_valid_text_ends_all_runs_as_failed(stage: Stage) -> None:
+    _, errors = stage.run(
+        """
+        import trackhub
+        runs = [trackhub.init(), trackhub.init()]
+        raise ValueError("bad caf\\udce9.txt")
+        """,
+        exit_code=1,
+    )
+    assert errors.strip().endswith("ValueError: bad caf\\udce9.txt")
+    ends = [run.end()[1] for run in stage.runs()]
+    assert [(end.status, end.error) for end in ends if end] == [("failed", "ValueError: bad caf\\udce9.txt")] * 2
+
+
+def test_a_run_that_cannot_be_ended_keeps_no_other_from_its_end(stage: Stage) -> None:
+    _, errors = stage.run(
+        """
+        import trackhub
+        from trackhub import active
+        class Broken:
+            finished = False
+            def end_records(self, status, error):
+                raise OSError("its disk is gone")
+            end = end_records
+        first = trackhub.init()
+        active.enter(Broken())
+        last = trackhub.init(backends=["lines"])
+        """
+    )
+    assert errors.count("could not be ended: OSError: its disk is gone") == 2
+    assert [run.end()[0] for run in stage.runs()] == ["finished", "finished"]
+    stage.wait_closed("lines", run=stage.runs()[1])
 
 
 def test_the_users_own_exception_hook_and_exit_handlers_still_work(stage: Stage) -> None:

@@ -40,6 +40,21 @@ def test_a_run_that_was_created_is_read_back_from_its_directory_alone(tmp_path: 
     assert {path.name for path in made.path.iterdir()} == {"run.json", "blobs", "cursors"}
 
 
+@pytest.mark.parametrize("path", ["/caf\udce9", "/café\udce9/%E9", "/caf\\udce9", "/caf%E9"], ids=ascii)
+def test_paths_come_back_exactly_also_those_that_are_not_utf8(tmp_path: Path, path: str) -> None:
+    made = RunDirectory.create(tmp_path, Manifest("r", "r", "p", 5, {"lines": {"path": path}}, working_directory=path))
+    read = RunDirectory(made.path).manifest
+    assert (read.working_directory, read.backends) == (path, {"lines": {"path": path}})
+
+
+def test_a_name_that_could_not_be_shown_is_not_trusted(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    text = (run.path / "run.json").read_text(encoding="utf-8")
+    (run.path / "run.json").write_text(text.replace('"project": "', '"project": "\\udc80'), encoding="utf-8")
+    with pytest.raises(JournalError, match="trusted"):
+        _ = RunDirectory(run.path).manifest
+
+
 def test_nobody_else_can_look_into_a_run_directory(tmp_path: Path) -> None:
     run = create(tmp_path)
     for path in (run.path, run.blobs, run.cursors):

@@ -125,6 +125,12 @@ def test_params_and_tags_that_cannot_be_logged_leave_no_run_behind(arguments: di
     refused((TypeError, ValueError), mode="offline", **arguments)  # type: ignore[arg-type]
 
 
+def test_a_name_that_is_no_unicode_is_refused_with_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "name 'a\\udc80' is not valid Unicode" in refused(SettingsError, name="a\udc80")
+    monkeypatch.setitem(os.environb, b"TRACKHUB_NAME", b"caf\xe9")
+    assert "(from TRACKHUB_NAME)" in refused(SettingsError, mode="offline")
+
+
 def test_every_refusal_is_one_error_that_callers_can_catch() -> None:
     for arguments in ({"backends": ["x"]}, {"mode": "x"}, {"run_id": "/"}, {"finish_timeout": "x"}, {"project": ""}):
         with pytest.raises(SettingsError) as raised:
@@ -154,6 +160,19 @@ def test_a_directory_that_cannot_be_written_raises_at_once() -> None:
     Path("file").touch()
     with pytest.raises(OSError, match="file"):
         offline(dir="file/runs")
+
+
+def test_a_working_directory_that_is_gone_is_said_with_what_to_do(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    try:
+        gone.rmdir()
+        with pytest.raises(FileNotFoundError, match=r"working directory .* deleted.*os\.chdir"):
+            offline(dir=tmp_path / "runs")
+    finally:
+        os.chdir(tmp_path)
+    assert nothing_was_written()
 
 
 # --- precedence
@@ -196,6 +215,19 @@ def test_relative_places_are_those_of_the_process_that_started_the_run(monkeypat
     assert manifest.working_directory == str(root)
     assert manifest.backends["tensorboard"]["logdir"] == str(root / "logs")
     assert list((root / "elsewhere").iterdir()) == []
+
+
+def test_a_working_directory_that_is_not_utf8_comes_back_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(os.fsdecode(os.fsencode(Path.cwd()) + b"/caf\xe9"))
+    root.mkdir()
+    monkeypatch.chdir(root)
+    with offline(backends="tensorboard", tensorboard={"logdir": "logs"}) as tracker:
+        tracker.log_metrics({"a": 1.0})
+        child = tracker.child("c")
+    for run in (RunDirectory(root / ".trackhub" / one.id) for one in (tracker, child)):
+        assert run.info(None, 1).working_directory == root
+        assert run.manifest.backends["tensorboard"]["logdir"] == str(root / "logs")
+        assert run.end()[0] == "finished"
 
 
 # --- modes

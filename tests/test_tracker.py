@@ -149,6 +149,26 @@ def test_a_tensor_that_requires_grad_neither_warns_nor_raises(stage: Stage, flag
     assert [record.values for record in records_of(stage.run_directory())[:-1]] == [{"loss": 3.0}] * 3
 
 
+@pytest.mark.parametrize("flags", [(), ("-W", "error"), ("-W", "ignore")])
+def test_a_complex_number_is_refused_and_does_not_lose_its_imaginary_part(stage: Stage, flags: tuple[str, ...]) -> None:
+    out, errors = stage.run(
+        """
+        import numpy as np, trackhub
+        with trackhub.init() as tracker:
+            for value in (np.complex64(1 + 2j), np.complex128(1 + 2j), np.array([1 + 2j])):
+                for _ in range(2):
+                    try:
+                        tracker.log_metrics({"x": value})
+                    except TypeError as error:
+                        print(error)
+        """,
+        *flags,
+    )
+    assert errors == ""
+    assert out.count("must be one real number") == 6
+    assert [type(record) for record in records_of(stage.run_directory())] == [RunEnded]
+
+
 class _OnlyItem:
     def item(self) -> float:
         return 2.5
@@ -213,6 +233,40 @@ def test_steps_count_up_by_themselves_from_the_last_one(tracker: Tracker) -> Non
     tracker.log_metrics({"x": 0.0}, step=10)
     tracker.log_metrics({"x": 0.0})
     assert [record.step for record in logged(tracker)] == [0, 1, 10, 11]
+
+
+def test_a_step_that_is_refused_does_not_count(tracker: Tracker) -> None:
+    tracker.log_metrics({"x": 0.0}, step=4)
+    for refused in (2**63, -(2**63) - 1):
+        with pytest.raises(ValueError, match="64 bit"):
+            tracker.log_metrics({"x": 0.0}, step=refused)
+    with pytest.raises(TypeError):
+        tracker.log_metrics({"x": "no number"}, step=100)
+    tracker.log_metrics({"x": 0.0})
+    assert [record.step for record in logged(tracker)] == [4, 5]
+
+
+def test_a_refused_value_takes_no_step(tracker: Tracker) -> None:
+    tracker.log_metrics({"x": 0.0})
+    for metrics, timestamp in [({"x": "no number"}, None), (None, None), ({"": 1.0}, None), ({"x": 1.0}, "no time")]:
+        with pytest.raises((TypeError, ValueError)):
+            tracker.log_metrics(metrics, timestamp=timestamp)  # type: ignore[arg-type]
+    tracker.log_metrics({"x": 0.0})
+    assert [record.step for record in logged(tracker)] == [0, 1]
+
+
+def test_a_refused_value_takes_no_step_back_that_others_have_gone_on_from(tracker: Tracker) -> None:
+    class LogsWhileItIsLookedAt:
+        def __float__(self) -> float:
+            tracker.log_metrics({"x": 0.0})
+            raise TypeError("no number after all")
+
+    with pytest.raises(TypeError):
+        tracker.log_metrics({"x": LogsWhileItIsLookedAt()})
+    tracker.log_metrics({"x": 0.0})
+    steps = [record.step for record in logged(tracker)]
+    assert steps == sorted(set(steps))
+    assert len(steps) >= 2
 
 
 @pytest.mark.parametrize("stamp", [1_700_000_000.25, datetime(2023, 11, 14, 22, 13, 20, 250_000, UTC)])
@@ -474,6 +528,11 @@ def test_a_with_block_that_ends_well_finishes_the_run(tmp_path: Path) -> None:
     assert tracker.finished
 
 
+class _NoText(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError("the text of an exception is its author's code")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
@@ -483,7 +542,10 @@ def test_a_with_block_that_ends_well_finishes_the_run(tmp_path: Path) -> None:
         (SystemExit(), "finished", None),
         (SystemExit(2), "failed", "SystemExit: 2"),
         (SystemExit("no data"), "failed", "SystemExit: no data"),
+        (ValueError("bad caf\udce9.txt"), "failed", "ValueError: bad caf\\udce9.txt"),
+        (_NoText(), "failed", "_NoText (it cannot be written as text)"),
     ],
+    ids=lambda value: ascii(value) if isinstance(value, str) else type(value).__name__,
 )
 def test_an_exception_ends_the_run_and_goes_on(
     tmp_path: Path, error: BaseException, status: str, text: str | None
@@ -493,12 +555,36 @@ def test_an_exception_ends_the_run_and_goes_on(
     assert ended(tracker) == (status, text)
 
 
+@pytest.mark.parametrize("before", range(1960, 2010, 10))
+def test_a_secret_at_the_end_of_what_is_kept_of_an_exception_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    secret = "ends-of-open-sesame-0123456789"
+    monkeypatch.setenv("CAVE_TOKEN", secret)
+    with pytest.raises(ValueError, match="sesame"), trackhub.init(dir=tmp_path) as tracker:
+        raise ValueError("." * (before - len("ValueError: ")) + secret)
+    _, error = ended(tracker)
+    assert error is not None
+    assert "ends" not in error
+    assert error == ("ValueError: ".ljust(before, ".") + "(hidden)")[:2000]
+
+
 def test_finish_takes_the_three_ends_and_no_other(tmp_path: Path) -> None:
     tracker = trackhub.init(dir=tmp_path)
     with pytest.raises(ValueError, match="running"):
         tracker.finish("running")  # type: ignore[arg-type]
     tracker.finish("failed")
     assert ended(tracker) == ("failed", None)
+
+
+@pytest.mark.parametrize("timeout", ["5", [1], object()])
+def test_a_timeout_that_is_no_number_is_refused_before_the_run_ends(tracker: Tracker, timeout: Any) -> None:
+    with pytest.raises(TypeError, match="timeout"):
+        tracker.finish(timeout=timeout)
+    assert not tracker.finished
+    tracker.log_metrics({"x": 1.0})
+    tracker.finish(timeout=0)
+    assert ended(tracker) == ("finished", None)
 
 
 def test_finish_twice_ends_the_run_once(tmp_path: Path) -> None:
@@ -601,6 +687,50 @@ def test_threads_see_the_process_run_and_their_own(tmp_path: Path) -> None:
         thread.join()
         assert trackhub.current() is tracker
     assert seen == {"before": tracker, "own": True, "after": tracker}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"name": "c", "params": {"a/": 1}}, ValueError),
+        ({"name": "c", "params": 3}, TypeError),
+        ({"name": "c", "tags": {"": "x"}}, ValueError),
+        ({"name": "a\udc80"}, ValueError),
+        ({"name": None}, TypeError),
+        ({"name": 5}, TypeError),
+    ],
+    ids=ascii,
+)
+def test_a_child_that_is_refused_is_no_run(tracker: Tracker, arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error) as raised:
+        tracker.child(**arguments)
+    assert "concatenate" not in str(raised.value)
+    assert trackhub.current() is tracker
+    assert [path.name for path in tracker.directory.parent.iterdir()] == [tracker.id]
+
+
+def test_a_run_whose_first_records_cannot_be_recorded_fails_and_is_not_in_force(tmp_path: Path) -> None:
+    too_large = {"x": "a" * (65 << 20)}
+    with trackhub.init(dir=tmp_path / "parents") as parent:
+        with pytest.raises(ValueError, match="over the limit"):
+            parent.child("c", params=too_large)
+        assert trackhub.current() is parent
+    with pytest.raises(ValueError, match="over the limit"):
+        trackhub.init(dir=tmp_path / "alone", tags=too_large)
+    with pytest.raises(NoActiveRunError):
+        trackhub.current()
+    runs = [RunDirectory(path) for path in (*(tmp_path / "parents").iterdir(), *(tmp_path / "alone").iterdir())]
+    assert sorted(run.end()[0] for run in runs) == ["failed", "failed", "finished"]
+    assert not any(run.is_being_written for run in runs)
+
+
+def test_a_disabled_run_takes_its_children_out_of_force_when_it_finishes() -> None:
+    with trackhub.init(mode="disabled") as parent:
+        child = parent.child("c")
+        assert trackhub.current() is child
+    assert child.finished
+    with pytest.raises(NoActiveRunError):
+        trackhub.current()
 
 
 def test_an_init_that_fails_leaves_no_run_in_force(tmp_path: Path) -> None:

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
 from trackhub import redaction
 from trackhub.records import EndStatus
+
+LONGEST_ERROR = 2_000
+"""How many characters of an exception are kept with the run that it ended."""
+_LONGEST_LOOKED_AT = 10 * LONGEST_ERROR
+"""How many are searched for secrets: an exception may hold a whole file, and a process that ends has little time."""
+_log = logging.getLogger("trackhub")
 
 
 class ActiveRun(Protocol):
@@ -126,7 +133,21 @@ def end_of(error: BaseException | None) -> tuple[EndStatus, str | None]:
         return "finished", None
     if isinstance(error, KeyboardInterrupt):
         return "killed", "KeyboardInterrupt"
-    return "failed", redaction.hide(f"{type(error).__name__}: {error}"[:2000])
+    return "failed", _described(error)
+
+
+def _described(error: BaseException) -> str:
+    """What an exception says, as a text that can be stored, whatever the exception is made of."""
+    kind = type(error).__name__
+    try:
+        text = f"{kind}: {error}"
+    except Exception:  # noqa: BLE001
+        # Its __str__ is the user's code.
+        text = f"{kind} (it cannot be written as text)"
+    # A file name that is not UTF-8 comes with lone surrogates.
+    text = text[:_LONGEST_LOOKED_AT].encode(errors="backslashreplace").decode()
+    # In this order: of a secret that is cut in two, the first half would not be known for one.
+    return redaction.hide(text)[:LONGEST_ERROR]
 
 
 def _watch_exceptions() -> None:
@@ -156,10 +177,26 @@ def _end_all() -> None:
 
 def _end_runs(status: EndStatus, error: str | None) -> None:
     runs = all_runs()
+    _for_each(runs, lambda run: run.end_records(status, error))
+    _for_each(runs, lambda run: run.end(status, error))
+
+
+def _for_each(runs: list[ActiveRun], do: Callable[[ActiveRun], None]) -> None:
+    """Do something for each run, also where it fails for one of them."""
+    terminated_before = _terminated_at
     for run in runs:
-        run.end_records(status, error)
-    for run in runs:
-        run.end(status, error)
+        try:
+            do(run)
+        except Exception as problem:
+            if _terminated_at != terminated_before:
+                # Raised by a handler of SIGTERM, not by the run.
+                raise
+            _log.error(
+                "trackhub: %r could not be ended: %s. What it has logged is in its directory; the other runs are "
+                "ended all the same.",
+                run,
+                _described(problem),
+            )
 
 
 def _continue_after_fork() -> None:

@@ -7,6 +7,7 @@ atomic rename, so a reader sees either the old state or the new one.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 from contextlib import suppress
@@ -132,8 +133,23 @@ def _hands_over_here() -> str:
     return f" hands over at {os.uname().nodename} {space}"
 
 
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Cursor).decode
+_quick_encoder = msgspec.json.Encoder()
+_quick_decoder = msgspec.json.Decoder(Cursor)
+
+
+def _encode(cursor: Cursor) -> bytes:
+    try:
+        return _quick_encoder.encode(cursor)
+    except UnicodeEncodeError:
+        # A path that is not UTF-8 has lone surrogates in Python; JSON has them as escapes, from which they come back.
+        return json.dumps(msgspec.to_builtins(cursor)).encode()
+
+
+def _decode(content: bytes) -> Cursor:
+    try:
+        return _quick_decoder.decode(content)
+    except msgspec.DecodeError:
+        return msgspec.convert(json.loads(content), type=Cursor)
 
 
 def _is_place(entry: tuple[str, tuple[int, int]]) -> bool:

@@ -24,7 +24,8 @@ _SECRET_NAME = re.compile(rf"(.*[_.-])?(token|password|passwd|secret|{_KEY}|cred
 # The whole of a name: TOKENIZERS_PARALLELISM has no token in it, and PWD is a directory.
 _SECRET_VARIABLE = re.compile(rf"(.*_)?(token|password|passwd|secret|{_KEY}(_id)?)|.+_(pwd|pass)", re.I)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]*(?:@[^/\s@'\"]*)*@")
-_PARAMETER = re.compile(rf"([?&][^=&\s#]*(?:{'|'.join(SECRET_WORDS)}|sig)[^=&\s#]*=)[^&\s#'\"]+", re.I)
+# The first part without "?": a text of many of them would be searched from each one to its end, for minutes.
+_PARAMETER = re.compile(rf"([?&][^=&?\s#]*(?:{'|'.join(SECRET_WORDS)}|sig)[^=&\s#]*=)[^&\s#'\"]+", re.I)
 _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[\w.~+/=-]+", re.I)
 
 _forms: set[str] = set()
@@ -87,14 +88,26 @@ def _inside(secret: str) -> set[str]:
 
 
 def learn_from_url(url: str) -> None:
-    """Have the password of a URL hidden, or what stands alone in the place of user and password."""
+    """Have the password of a URL hidden, or the token that stands alone in the place of user and password."""
     for part in re.split(r"[\s,]+(?=[\w+.-]+://)", url):
-        _, scheme, rest = part.partition("://")
-        credentials = rest.rpartition("@")[0]
-        if not scheme or not credentials:
-            continue
+        scheme, _, rest = part.partition("://")
+        credentials = _authority(rest).rpartition("@")[0]
         user, colon, password = credentials.partition(":")
-        learn([password] if colon else [user], unquote(user))
+        if colon:
+            learn([password], unquote(user))
+        elif scheme.lower().endswith(("http", "https")):
+            # Elsewhere, as in ssh://me@host or abfss://container@account, what stands alone is a mere name.
+            learn([user], unquote(user))
+
+
+def _authority(rest: str) -> str:
+    """What of a URL, behind its scheme, says who goes where; a path may have an "@" too."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    _, colon, port = authority.rpartition(":")
+    if "@" not in authority and colon and not port.isdigit() and not authority.startswith("["):
+        # No port: a password with an unquoted slash in it.
+        return rest
+    return authority
 
 
 def hide(text: str) -> str:

@@ -15,6 +15,7 @@ process has gone.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -92,6 +93,23 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def check_run_name(name: object) -> str:
+    """Give back a name that a run can have.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is not valid Unicode, so that nothing can store it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a run must be a str, not {type(name).__name__}")
+    if not _is_unicode(name):
+        raise ValueError(
+            f"name {name!r} is not valid Unicode (bytes that are no UTF-8, perhaps from a file name or a variable): "
+            "write it in UTF-8"
+        )
+    return name
+
+
 class Freed(msgspec.Struct, frozen=True):
     """What is in `freed.json`: what a journal amounted to before its segments were removed.
 
@@ -135,6 +153,8 @@ class RunDirectory:
             OSError: It cannot be written.
         """
         run = cls(root / manifest.id)
+        # First: what cannot be stored leaves no directory behind.
+        content = _as_json(manifest)
         make_directory(run.path, parents=True)
         for folder in (run.blobs, run.cursors):
             if not run._is_originals(folder, manifest):
@@ -144,7 +164,7 @@ class RunDirectory:
         # Processes on several machines may have the same number.
         fresh = run.path / f"run.json.{os.getpid()}.{secrets.token_hex(4)}"
         with os.fdopen(open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+            file.write(content)
             file.flush()
             # A run is nothing without this file, so it must not be the one that a power failure empties.
             os.fsync(file.fileno())
@@ -177,7 +197,8 @@ class RunDirectory:
         """
         if self._manifest is None:
             try:
-                manifest = msgspec.json.decode(read_file(self.path / "run.json", MAX_MANIFEST_BYTES), type=Manifest)
+                content = json.loads(read_file(self.path / "run.json", MAX_MANIFEST_BYTES))
+                manifest = msgspec.convert(content, type=Manifest)
             except (OSError, ValueError, RecursionError) as error:
                 raise JournalError(f"{self.path} is no run directory that can be read: {error}") from error
             if manifest.format > FORMAT_VERSION:
@@ -197,6 +218,10 @@ class RunDirectory:
             for name in names:
                 if not _RUN_ID.fullmatch(name):
                     raise JournalError(f"{self.path} is no run directory to be trusted: {name[:100]!r} names no {what}")
+        if not _is_unicode(manifest.name + manifest.project + manifest.version):
+            raise JournalError(
+                f"{self.path} is no run directory to be trusted: its name or project is no valid Unicode"
+            )
         for folder in (self.journal, self.blobs, self.cursors, self.rejected):
             if folder.is_symlink() and not self._is_originals(folder, manifest):
                 raise JournalError(
@@ -349,6 +374,22 @@ class RunDirectory:
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""
         return skim(self.journal, cursor.position).records
+
+
+def _as_json(manifest: Manifest) -> bytes:
+    try:
+        return msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    except UnicodeEncodeError:
+        # A path that is not UTF-8 has lone surrogates in Python; JSON has them as escapes, from which they come back.
+        return json.dumps(msgspec.to_builtins(manifest), indent=2).encode()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _named_if_free(fresh: Path, name: Path) -> bool:

@@ -22,8 +22,8 @@ from trackhub import active, misspelt, plain, plugins, processing, settings, ter
 from trackhub import ranks as ranks_module
 from trackhub._version import VERSION
 from trackhub.context import RunContext
-from trackhub.errors import NoActiveRunError, UnknownBackendError
-from trackhub.rundir import Manifest, RunDirectory, check_run_id, new_run_id
+from trackhub.errors import NoActiveRunError, SettingsError, UnknownBackendError
+from trackhub.rundir import Manifest, RunDirectory, check_run_id, check_run_name, new_run_id
 from trackhub.tracker import Tracker
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -68,14 +68,14 @@ def init(
     Raises:
         SettingsError: A setting or an option is not accepted, a backend is unknown, or its package is missing. The
             message says what to write instead.
-        OSError: The run directory cannot be written. Where that is forbidden, a temporary one takes its place and a
-            warning says so.
+        OSError: The run directory cannot be written, or the working directory has been deleted. Where writing is
+            forbidden, a temporary run directory takes its place and a warning says so.
 
     >>> import tempfile
     >>> with init(project="doc", dir=tempfile.mkdtemp()) as tracker:
     ...     tracker.log_metrics({"loss": 0.5}, step=0)
     """
-    working_directory = Path.cwd()
+    working_directory = _working_directory()
     if resume_step is not None:
         resume_step = plain.step_of(resume_step)
     settings.learn_secrets_of_environment()
@@ -98,6 +98,7 @@ def init(
     loaded = loaded.completed({"run_id": _shared_run_id(loaded, place, working_directory)}, "the launcher")
     chosen = loaded.settings
     misspelt.check_tables(loaded)
+    _check_name(loaded)
     _refuse_stray_options(backend_options, chosen.backends)
     options = {
         backend: options_of(backend, loaded, backend_options.get(backend, {}), working_directory)
@@ -117,10 +118,7 @@ def init(
     if place is not None and place.rank:
         # What all ranks start with is said once, by rank 0.
         return tracker
-    if flat:
-        tracker.log_params(flat)
-    if texts:
-        tracker.set_tags(texts)
+    tracker.log_first(flat, texts)
     return tracker
 
 
@@ -157,6 +155,27 @@ def options_of(backend: str, loaded: settings.Loaded, arguments: Mapping[str, An
     if loaded.settings.mode == "online":
         kind.check(options)
     return options
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            "the working directory of this process has been deleted, and relative paths in settings would lead "
+            "nowhere: call os.chdir() with a directory that exists before trackhub.init()",
+        ) from error
+
+
+def _check_name(loaded: settings.Loaded) -> None:
+    if loaded.settings.name:
+        try:
+            check_run_name(loaded.settings.name)
+        except ValueError as error:
+            source = loaded.sources["name"]
+            where = "" if source == "argument" else f" (from {source})"
+            raise SettingsError(f"{error}{where}; set {settings.variable_of('name')}") from None
 
 
 def _refuse_stray_options(backend_options: Mapping[str, Any], selected: Sequence[str]) -> None:
@@ -247,7 +266,8 @@ def _manifest(
         origin=secrets.token_hex(4) if chosen.run_id else "",
     )
     earlier = RunDirectory(root / identity)
-    if not earlier.exists:
+    # Not `exists`, which takes what may not be looked at for a run: here another directory takes its place.
+    if not (earlier.path / "run.json").is_file():
         return fresh
     past = earlier.manifest
     return msgspec.structs.replace(

@@ -52,7 +52,7 @@ from trackhub.records import (
 )
 from trackhub.report import DeliveryReport, delivery_report
 from trackhub.room_note import RoomNote, save_room_note
-from trackhub.rundir import Manifest, RunDirectory, new_run_id
+from trackhub.rundir import Manifest, RunDirectory, check_run_name, new_run_id
 from trackhub.waiting import POLL_SECONDS, Awaited, Mark, backends_complete, has_given_up, wait_for_deliveries
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ _now_ns = time.time_ns
 # torch warns when C takes a tensor that requires grad for a float. Here it is only looked at, so nothing can go wrong;
 # where warnings are errors, the value is converted another way.
 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning, r"trackhub\.journal")
+# NumPy only warns when C takes a complex number for a float: here that would lose its imaginary part.
+warnings.filterwarnings("error", "Casting complex values to real", RuntimeWarning, r"trackhub\.journal")
 
 # What packing raises for a value that is no float yet, or for a mapping that is none.
 _NOT_PACKED = (struct.error, TypeError, ValueError, OverflowError, AttributeError, RuntimeError, UserWarning)
@@ -84,7 +86,7 @@ class Tracker:
         self._finished = False
         self._report: DeliveryReport | None = None
         self._next_step = 0
-        self._step_lock = threading.Lock()
+        self._step_lock = threading.RLock()
         self._writer_lock = threading.RLock()
         self._process_id = os.getpid()
         self._role: Role = "owner"
@@ -99,13 +101,14 @@ class Tracker:
         self._end_mark: Mark | None = None
 
     @classmethod
-    def disabled(cls, chosen: settings.Settings) -> Tracker:
+    def disabled(cls, chosen: settings.Settings, parent: Tracker | None = None) -> Tracker:
         """A tracker that records nothing and costs next to nothing.
 
         Args:
             chosen: The settings in force.
+            parent: For a child run, the run it belongs to.
         """
-        tracker = cls(chosen, None)
+        tracker = cls(chosen, None, parent)
         # Instance attributes win over methods: what is left of a call is one look-up and an empty function.
         for method in _RECORDING:
             setattr(tracker, method, _record_nothing)
@@ -257,26 +260,38 @@ class Tracker:
         """
         if step is None:
             with self._step_lock:
-                step = self._next_step
-                self._next_step = step + 1
+                number = self._next_step
+                self._next_step = number + 1
         else:
-            if type(step) is not int:
-                step = plain.step_of(step)
-            self._next_step = step + 1
+            number = step if type(step) is int else plain.step_of(step)
         try:
-            self._append_metrics(metrics, step, _now_ns() if timestamp is None else plain.time_ns_of(timestamp))
+            self._append_metrics(metrics, number, _now_ns() if timestamp is None else plain.time_ns_of(timestamp))
         except _NOT_PACKED:
-            self._log_metrics_slowly(metrics, step, timestamp)
+            self._log_metrics_slowly(metrics, number, timestamp, automatic=step is None)
+        if step is not None:
+            # Only now: what is refused does not count.
+            self._next_step = number + 1
 
-    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any) -> None:
+    def _log_metrics_slowly(self, metrics: Any, step: int, timestamp: Any, *, automatic: bool) -> None:
         """Convert what C could not take for a float, or say why nobody can."""
-        self._check_running()
-        if not isinstance(metrics, Mapping):
-            raise TypeError(f"log_metrics takes a mapping of names to numbers, not {type(metrics).__name__}")
-        step = plain.step_of(step)
-        time_ns = _now_ns() if timestamp is None else plain.time_ns_of(timestamp)
-        converted = {plain.metric_name(name): plain.plain_scalar(value, name) for name, value in metrics.items()}
-        self._append_metrics(converted, step, time_ns)
+        try:
+            self._check_running()
+            if not isinstance(metrics, Mapping):
+                raise TypeError(f"log_metrics takes a mapping of names to numbers, not {type(metrics).__name__}")
+            step = plain.step_of(step)
+            time_ns = _now_ns() if timestamp is None else plain.time_ns_of(timestamp)
+            converted = {plain.metric_name(name): plain.plain_scalar(value, name) for name, value in metrics.items()}
+            self._append_metrics(converted, step, time_ns)
+        except Exception:
+            if automatic:
+                self._take_back(step)
+            raise
+
+    def _take_back(self, step: int) -> None:
+        """Count a step anew that was refused, unless a later one was taken."""
+        with self._step_lock:
+            if self._next_step == step + 1:
+                self._next_step = step
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log params: what the run was started with.
@@ -445,12 +460,20 @@ class Tracker:
             name: The name people see.
             params: Logged at once.
             tags: Set at once.
+
+        Raises:
+            TypeError: The name is no text, or the params or tags are no mappings.
+            ValueError: The name, the params or the tags cannot be stored. Then there is no child run.
         """
         self._check_running()
-        name = self._prefix + name
+        name = self._prefix + check_run_name(name)
         chosen = self._settings.model_copy(update={"name": name, "run_id": None})
         if self._run is None:
-            return Tracker.disabled(chosen)
+            child = Tracker.disabled(chosen, self)
+            self._children.append(child)
+            return child
+        # Refused before there is a run, or it would be left behind, and be in force.
+        flat, texts = plain.plain_params(params or {}), plain.plain_tags(tags or {})
         own = self._run.manifest
         manifest = Manifest(
             id=new_run_id(),
@@ -465,11 +488,19 @@ class Tracker:
         )
         child = Tracker.start(RunDirectory.create(self._run.path.parent, manifest), chosen, self._options, self)
         self._children.append(child)
-        if params:
-            child.log_params(params)
-        if tags:
-            child.set_tags(tags)
+        child.log_first(flat, texts)
         return child
+
+    def log_first(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Log what the run starts with; where that cannot be recorded, the run ends and is not in force."""
+        try:
+            if params:
+                self.log_params(params)
+            if tags:
+                self.set_tags(tags)
+        except BaseException as error:
+            self.end_before_waiting(error)
+            raise
 
     def flush(self, timeout: float | None = None) -> DeliveryReport:
         """Wait until all that this process has logged to this run and its children so far has been delivered.
@@ -500,8 +531,11 @@ class Tracker:
             The delivery report; true if everything has arrived.
 
         Raises:
+            TypeError: The timeout is no number.
             ValueError: The status is none of the three.
         """
+        if timeout is not None:
+            timeout = plain.real_number(timeout, "timeout")
         if status not in ("finished", "failed", "killed"):
             raise ValueError(f"status {status!r} is not one of 'finished', 'failed', 'killed'")
         error = None
@@ -522,13 +556,16 @@ class Tracker:
         """Finish because the process ends; a child run leaves the waiting to its parent."""
         self._finish(status, error, None)
 
-    def end_before_waiting(self) -> None:
-        """Finish without waiting: what the run takes place in ends well, and may not be kept from it.
+    def end_before_waiting(self, error: BaseException | None = None) -> None:
+        """Finish without waiting: what the run takes place in may not be kept from its own end.
 
         The waiting, and the telling of what has not arrived, is left to the end of the process.
+
+        Args:
+            error: What ended the run; None if it ended well.
         """
         if not self._finished:
-            self.end_records(*active.end_of(None))
+            self.end_records(*active.end_of(error))
             host().wake()
             active.wait_at_exit(self)
 
@@ -555,7 +592,7 @@ class Tracker:
         with self._writer_lock:
             if self._finished:
                 return
-            if self._children:
+            if self._children and self._run is not None:
                 # What is delivered in this process can show the children, all of them, when this run ends.
                 host().wake()
             self._write_end(status, error)
@@ -775,7 +812,7 @@ class Tracker:
         self._role = "worker"
         self._children = []
         self._left_out = RoomNote()
-        self._step_lock = threading.Lock()
+        self._step_lock = threading.RLock()
         self._writer_lock = threading.RLock()
         self._append_metrics = self._append_metrics_first_time
 

@@ -167,15 +167,16 @@ def _watch_exceptions() -> None:
 def _end_all() -> None:
     end = end_of(_uncaught)
     try:
-        _end_runs(*end)
+        end_runs(*end)
     except BaseException:
         # So does a handler of SIGTERM that ends a process which is ending already.
         if _terminated_at is not None:
-            _end_runs(*end)
+            end_runs(*end)
         raise
 
 
-def _end_runs(status: EndStatus, error: str | None) -> None:
+def end_runs(status: EndStatus, error: str | None) -> None:
+    """End all runs of the process: first their records, then the waiting for their deliveries."""
     runs = all_runs()
     _for_each(runs, lambda run: run.end_records(status, error))
     _for_each(runs, lambda run: run.end(status, error))

@@ -68,17 +68,9 @@ class _Handler:
         elif not self._ending:
             self._ending = True
             try:
-                self._end_runs()
+                active.end_runs(*active.end_of(None))
             finally:
                 _die(number)
-
-    def _end_runs(self) -> None:
-        runs = active.all_runs()
-        killed = active.end_of(None)
-        for run in runs:
-            run.end_records(*killed)
-        for run in runs:
-            run.end(*killed)
 
 
 def _is_handled() -> bool:

@@ -62,7 +62,7 @@ WHILE_TRAINING = {
     "appending": Point("trackhub.journal.writer:JournalWriter.append_metrics", "pack", 2 * 1500),
     "rotating": Point("trackhub.journal.writer:_Segment.create", "rename", 2),
     "rotated": Point("trackhub.journal.writer:_Segment.create", "return", 2),
-    "copying-a-blob": Point("trackhub.blobs:_copy_content", "copy_file_range", 2),
+    "copying-a-blob": Point("trackhub.blobs:_copy_file", "copy_file_range", 2),
     "between-blob-and-record": Point("trackhub.blobs:BlobStore.snapshot", "return", 2),
 }
 """Places in the training process. The first segment is created before the training begins, the second while it goes."""

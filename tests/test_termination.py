@@ -697,6 +697,30 @@ def test_whenever_it_comes_nothing_is_lost_or_shown_twice_many_times(tmp_path: P
     at_moments(tmp_path, rounds_of(seed, count=60))
 
 
+def test_a_signal_while_trackhub_is_loaded_waits_until_it_is(stage: Stage) -> None:
+    """What a handler raises while msgspec's C module looks for datetime is lost in it, and NULL is used later."""
+    out, _ = stage.run(
+        """
+        import os, signal, sys
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+        def look(frame, event, _):
+            if event == "call" and frame.f_code.co_name == "_find_and_load" and frame.f_locals["name"] == "datetime":
+                if frame.f_back.f_code.co_name == "_call_with_frames_removed":
+                    sys.setprofile(None)
+                    print("told", flush=True)
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        sys.setprofile(look)
+        import trackhub
+        trackhub.init
+        print("went on")
+        """,
+        exit_code=143,
+    )
+    assert out == "told"
+
+
 # --- several runs
 
 

@@ -86,12 +86,20 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     import importlib
+    import signal
 
     if name == "__version__":
         return importlib.import_module("trackhub._version").VERSION
     if name not in _home_of:
         raise AttributeError(f"module 'trackhub' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"trackhub.{_home_of[name]}"), name)
+    # Signals wait: what a handler raises in the middle of loading a package in C, as Ctrl-C does, may leave half of it,
+    # and with msgspec 0.22 the process then ends by a segmentation fault.
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
+    try:
+        value = getattr(importlib.import_module(f"trackhub.{_home_of[name]}"), name)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     globals()[name] = value
     return value
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from trackhub_wandb import WandbBackend
+from trackhub_wandb.past import order_of
 
 from trackhub import BackendUnavailable, OpenedRun, RecordRejected
 from trackhub.records import (
@@ -280,6 +281,12 @@ def test_long_tables_and_wide_histograms_are_shortened_and_that_is_said(run: Reh
     }
     assert found["histograms/wide/values"] == [2.0] * 512
     assert found["histograms/wide/bins"] == [float(at) for at in range(0, 1025, 2)]
+
+
+def test_folders_of_the_same_second_are_read_in_their_order_whatever_the_run_is_called() -> None:
+    for run_id in ("fold", "fold-7", "conformance-358350898047"):
+        made = [f"offline-run-20261121_211938-{run_id}{ending}" for ending in ("", "-1", "-2", "-10")]
+        assert sorted(made[::-1], key=lambda folder: order_of(folder, run_id)) == made
 
 
 def read_back(directory: Path, run_id: str) -> Shown:

@@ -21,8 +21,6 @@ TIME = "_timestamp"
 ROW = "_step"
 STEP = f"{OURS}/step"
 
-_FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-.*?(?:-(\d+))?")
-
 
 class Row(NamedTuple):
     """What tells rows apart. Equal ones come in the same order again, and are counted."""
@@ -56,7 +54,9 @@ class Past:
         """Rows that are there, and that nobody remembers."""
         self.tags: dict[str, str] = dict(state.get("tags", {}))
         """The run's tags."""
-        files = sorted(directory.glob(f"*run-[0-9]*/run-{run_id}.wandb"), key=lambda path: _order(path.parent.name))
+        files = sorted(
+            directory.glob(f"*run-[0-9]*/run-{run_id}.wandb"), key=lambda path: order_of(path.parent.name, run_id)
+        )
         offset = 0
         if "folder" in state:
             folder, offset = state["folder"], state["offset"]
@@ -93,6 +93,11 @@ class Past:
                         self.tags = json.loads(item.value_json)["tags"]
 
 
-def _order(folder: str) -> tuple[str, int]:
-    found = _FOLDER.fullmatch(folder)
+def order_of(folder: str, run_id: str) -> tuple[str, int]:
+    """What folders of a run are sorted by: wandb numbers those it makes in the same second.
+
+    >>> order_of("offline-run-20261121_211938-fold-7", "fold-7"), order_of("run-20261121_211938-fold-7-1", "fold-7")
+    (('20261121_211938', 0), ('20261121_211938', 1))
+    """
+    found = re.fullmatch(rf"(?:offline-)?run-(\d{{8}}_\d{{6}})-{re.escape(run_id)}(?:-(\d+))?", folder)
     return (found[1], int(found[2] or 0)) if found else (folder, 0)

@@ -286,7 +286,8 @@ def test_long_tables_and_wide_histograms_are_shortened_and_that_is_said(run: Reh
 def test_folders_of_the_same_second_are_read_in_their_order_whatever_the_run_is_called() -> None:
     for run_id in ("fold", "fold-7", "conformance-358350898047"):
         made = [f"offline-run-20261121_211938-{run_id}{ending}" for ending in ("", "-1", "-2", "-10")]
-        assert sorted(made[::-1], key=lambda folder: order_of(folder, run_id)) == made
+        backwards = made[::-1]
+        assert sorted(backwards, key=lambda folder: order_of(folder, run_id)) == made
 
 
 def read_back(directory: Path, run_id: str) -> Shown:

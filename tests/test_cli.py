@@ -463,21 +463,31 @@ def test_a_run_that_cannot_be_delivered_does_not_stop_the_others() -> None:
     assert not standing[bad.id]["gone"]["complete"]
 
 
-def test_sync_follow_delivers_what_comes_until_it_is_told_to_stop(home: Path) -> None:
-    pytest.importorskip("tensorboard")
+def follow_until_delivered(train: Callable[[], trackhub.Tracker], code: int) -> tuple[trackhub.Tracker, str, str]:
+    """Have `trackhub sync --follow` deliver a run that is trained meanwhile, and end it; what it has printed."""
     process = subprocess.Popen([COMMAND, "sync", "--follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        with to_tensorboard(mode="offline") as tracker:
-            tracker.log_metrics({"loss": 1.0})
-        run = RunDirectory(tracker.directory)
-        eventually(lambda: run.cursor("tensorboard").closed, "the delivery")
+        tracker = train()
+        eventually(lambda: RunDirectory(tracker.directory).cursor("tensorboard").closed, "the delivery")
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
     assert "Traceback" not in err
+    return tracker, out, err
+
+
+def test_sync_follow_delivers_what_comes_until_it_is_told_to_stop(home: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    def train() -> trackhub.Tracker:
+        with to_tensorboard(mode="offline") as tracker:
+            tracker.log_metrics({"loss": 1.0})
+        return tracker
+
+    tracker, out, _ = follow_until_delivered(train, code=0)
     assert "1 run complete" in out
     assert "one directory" in call("sync", tracker.id, "--follow", code=2).err
 
@@ -487,16 +497,7 @@ def test_sync_follow_tells_of_a_run_that_cannot_be_read_and_delivers_the_others(
         good.log_metrics({"loss": 1.0})
         bad.log_metrics({"loss": 1.0})
     newer_segment(bad.directory)
-    process = subprocess.Popen([COMMAND, "sync", "--follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        eventually(lambda: RunDirectory(good.directory).cursor("tensorboard").closed, "the delivery")
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 1, err
-    assert "Traceback" not in err
+    _, out, err = follow_until_delivered(lambda: good, code=1)
     assert f"run {bad.id} cannot be delivered to tensorboard" in err
     assert "1 run complete" in out
 

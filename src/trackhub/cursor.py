@@ -7,7 +7,6 @@ atomic rename, so a reader sees either the old state or the new one.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from trackhub import stored_json
 from trackhub.journal import Chunk, Holders, Position, is_locked, lock_file
 from trackhub.private import UntrustedFileError, make_directory, open_file, open_to_read, read_file
 from trackhub.records import EndStatus
@@ -133,25 +133,6 @@ def _hands_over_here() -> str:
     return f" hands over at {os.uname().nodename} {space}"
 
 
-_quick_encoder = msgspec.json.Encoder()
-_quick_decoder = msgspec.json.Decoder(Cursor)
-
-
-def _encode(cursor: Cursor) -> bytes:
-    try:
-        return _quick_encoder.encode(cursor)
-    except UnicodeEncodeError:
-        # A path that is not UTF-8 has lone surrogates in Python; JSON has them as escapes, from which they come back.
-        return json.dumps(msgspec.to_builtins(cursor)).encode()
-
-
-def _decode(content: bytes) -> Cursor:
-    try:
-        return _quick_decoder.decode(content)
-    except msgspec.DecodeError:
-        return msgspec.convert(json.loads(content), type=Cursor)
-
-
 def _is_place(entry: tuple[str, tuple[int, int]]) -> bool:
     """Whether a writer and its place can be those of a journal; a damaged cursor may have any numbers."""
     writer, place = entry
@@ -174,7 +155,7 @@ class CursorFile:
     def load(self) -> Cursor:
         """The saved cursor; a fresh one if there is none or it cannot be read (the backends make that harmless)."""
         try:
-            cursor = _decode(read_file(self.path, MAX_CURSOR_BYTES))
+            cursor = stored_json.decode(read_file(self.path, MAX_CURSOR_BYTES), Cursor)
         except (FileNotFoundError, UntrustedFileError, ValueError, RecursionError):
             return Cursor()
         return cursor if all(map(_is_place, cursor.position.items())) else Cursor()
@@ -189,7 +170,7 @@ class CursorFile:
         Raises:
             OSError: The disk did not take it; the old one stands.
         """
-        content = _encode(cursor)
+        content = stored_json.encode(cursor)
         if len(content) > MAX_CURSOR_BYTES:
             raise OSError(errno.EFBIG, f"the cursor would take {len(content):,} bytes, which nobody would read")
         fresh = self.path.with_suffix(".new")

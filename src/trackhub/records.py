@@ -10,6 +10,9 @@ is only ever added at the end with a default: that keeps every journal ever writ
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -35,6 +38,13 @@ class StoredFile(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
     is_directory: bool = False
     media_type: str = "application/octet-stream"
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a directory that was logged; those of a linked folder, too, as its size counts them."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in sorted(names):
+            yield Path(parent, name)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag=0):

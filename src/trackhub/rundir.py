@@ -15,7 +15,6 @@ process has gone.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -26,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from trackhub import stored_json
 from trackhub.backend import RunInfo
 from trackhub.cursor import Cursor, CursorFile
 from trackhub.errors import JournalError, SettingsError
@@ -154,7 +154,7 @@ class RunDirectory:
         """
         run = cls(root / manifest.id)
         # First: what cannot be stored leaves no directory behind.
-        content = _as_json(manifest)
+        content = stored_json.encode(manifest, indent=2)
         make_directory(run.path, parents=True)
         for folder in (run.blobs, run.cursors):
             if not run._is_originals(folder, manifest):
@@ -176,15 +176,9 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run here; so it is taken where that cannot be told, as with a file server that is away.
-
-        Raises:
-            PermissionError: This user may not look.
-        """
+        """Whether there is a run here; so it is taken where that cannot be told, as with a file server that is away."""
         try:
             return (self.path / "run.json").is_file()
-        except PermissionError:
-            raise
         except OSError:
             return True
 
@@ -197,8 +191,7 @@ class RunDirectory:
         """
         if self._manifest is None:
             try:
-                content = json.loads(read_file(self.path / "run.json", MAX_MANIFEST_BYTES))
-                manifest = msgspec.convert(content, type=Manifest)
+                manifest = stored_json.decode(read_file(self.path / "run.json", MAX_MANIFEST_BYTES), Manifest)
             except (OSError, ValueError, RecursionError) as error:
                 raise JournalError(f"{self.path} is no run directory that can be read: {error}") from error
             if manifest.format > FORMAT_VERSION:
@@ -374,14 +367,6 @@ class RunDirectory:
     def remaining(self, cursor: Cursor) -> int:
         """How many records lie behind a cursor."""
         return skim(self.journal, cursor.position).records
-
-
-def _as_json(manifest: Manifest) -> bytes:
-    try:
-        return msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    except UnicodeEncodeError:
-        # A path that is not UTF-8 has lone surrogates in Python; JSON has them as escapes, from which they come back.
-        return json.dumps(msgspec.to_builtins(manifest), indent=2).encode()
 
 
 def _is_unicode(text: str) -> bool:

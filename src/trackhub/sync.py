@@ -118,7 +118,7 @@ def sync(
         for name in to if to is not None else run.deliverable:
             try:
                 options[run.path, name] = options_for(run, name, (given or {}).get(name))
-                _check_readable(run, name)
+                _undelivered(run, name)
                 work.append((run, name))
             except UNREADABLE as error:
                 if on_problem is None:
@@ -177,10 +177,11 @@ def follow(
     return list(_reports([one.run for one in kept], to, arrived, on_problem))
 
 
-def _check_readable(run: RunDirectory, backend: str) -> None:
-    """Raise now what would be raised in the middle of waiting for all."""
+def _undelivered(run: RunDirectory, backend: str) -> bool:
+    """Whether a backend lacks something; raises now what would be raised in the middle of waiting for all."""
     run.amount()
-    run.remaining(run.cursor(backend))
+    cursor = run.cursor(backend)
+    return run.remaining(cursor) > 0 or not cursor.closed
 
 
 def _awaited(work: Iterable[tuple[RunDirectory, str]], on_problem: Callable[[str], None] | None) -> Iterator[Awaited]:
@@ -256,11 +257,10 @@ def _take_up(host: Host, taken: _Taken, to: Sequence[str] | None, on_problem: Ca
     for name in taken.backends(to):
         try:
             options = options_for(run, name)
-            _check_readable(run, name)
-            complete = run.cursor(name).closed and not run.remaining(run.cursor(name))
+            undelivered = _undelivered(run, name)
         except UNREADABLE as error:
             taken.refused.add(name)
             on_problem(f"run {run.path.name} cannot be delivered to {name}: {error}")
             continue
-        if not complete:
+        if undelivered:
             host.deliver(run, {name: options})

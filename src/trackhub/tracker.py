@@ -513,9 +513,7 @@ class Tracker:
         """
         if self._run is None:
             return _nothing_to_report(self.id)
-        arrived: list[Awaited] = []
-        if not self._finished and self._settings.mode == "online":
-            arrived = self._wait(self._settings.finish_timeout if timeout is None else timeout)
+        arrived = [] if self._finished else self._wait(self._settings.finish_timeout if timeout is None else timeout)
         return self._read_report(self._run, arrived)
 
     def finish(self, status: EndStatus = "finished", timeout: float | None = None) -> DeliveryReport:
@@ -577,10 +575,7 @@ class Tracker:
             self.end_records(status, error)
             if self._run is None or self._process_id != os.getpid():
                 return _nothing_to_report(self.id)
-            arrived: list[Awaited] = []
-            if self._settings.mode == "online":
-                arrived = self._wait(self._patience_seconds(timeout))
-            self._report = self._read_report(self._run, arrived)
+            self._report = self._read_report(self._run, self._wait(self._patience_seconds(timeout)))
         if self._settings.mode == "online" and self._parent is None and self._report.remarkable:
             _log.warning("trackhub: run %s (%s)\n%s", self.name, self.id, self._report)
         return self._report
@@ -607,6 +602,8 @@ class Tracker:
         return self._settings.finish_timeout if self._parent is None else 0.0
 
     def _wait(self, timeout: float) -> list[Awaited]:
+        if self._settings.mode != "online":
+            return []
         return wait_for_deliveries(
             host(), self._awaited(), timeout, termination_timeout_seconds=self._settings.termination_timeout
         )

@@ -583,46 +583,48 @@ class FullDisk(file.FileIO):
         return super().write(bytes(data[:taken]))
 
 
-@pytest.mark.parametrize("room", [0, 1, 20, 100, 250])
-def test_a_full_disk_leaves_no_half_record_and_is_waited_for(
-    bench: Bench, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> type[FullDisk]:
+    """A disk that events are written to, with room for now."""
     monkeypatch.setattr(file, "FileIO", FullDisk)
     monkeypatch.setattr(FullDisk, "room", 1 << 30)
+    return FullDisk
+
+
+@pytest.mark.parametrize("room", [0, 1, 20, 100, 250])
+def test_a_full_disk_leaves_no_half_record_and_is_waited_for(bench: Bench, room: int, disk: type[FullDisk]) -> None:
     backend = bench.open()
     backend.write_metrics(points(0, 2))
     good = bench.events.read_bytes()
-    FullDisk.room = room
+    disk.room = room
     for _ in range(2):
         with pytest.raises(BackendUnavailable, match=r"No space left") as caught:
             backend.write_metrics([MetricsLogged(at(5), 5, {f"m{i}": 1e300 for i in range(20)})])
         assert str(bench.events) in str(caught.value)
         assert bench.events.read_bytes() == good
         assert backend.checkpoint()["size_bytes"] == len(good)
-        FullDisk.room = room
+        disk.room = room
     assert bench.notes() == []
-    FullDisk.room = 1 << 30
+    disk.room = 1 << 30
     backend.write_metrics(points(2, 4))
     assert [step for step, _ in bench.scalars("acc")] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("room", [10, 100, 50_000, 120_000])
 def test_a_rewind_that_a_full_disk_cuts_short_is_done_again_as_a_whole(
-    bench: Bench, room: int, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, room: int, disk: type[FullDisk]
 ) -> None:
-    monkeypatch.setattr(file, "FileIO", FullDisk)
-    monkeypatch.setattr(FullDisk, "room", 1 << 30)
     backend = bench.open()
     backend.write_metrics(points(0, 3000))
     good = bench.events.read_bytes()
     rewind = Rewind(attempt=2, time_ns=at(3000), metrics={"loss": 99})
-    FullDisk.room = room
+    disk.room = room
     for _ in range(2):
         with pytest.raises(BackendUnavailable, match=r"No space left"):
             backend.rewind(rewind)
         assert bench.events.read_bytes() == good
-        FullDisk.room = room
-    FullDisk.room = 1 << 30
+        disk.room = room
+    disk.room = 1 << 30
     assert backend.rewind(rewind)
     backend.write_metrics(points(100, 102, loss=7.0))
     assert [step for step, _ in bench.scalars("acc")] == list(range(3000))

@@ -6,10 +6,9 @@ Apart from the backend because MLflow's upload has a single idea of a name, that
 from __future__ import annotations
 
 import io
-import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from trackhub.backend import Notes
 from trackhub.backends.mlflow.names import to_artifact_path
 from trackhub.errors import BackendUnavailable, RecordRejected
+from trackhub.records import files_below
 
 _BAD_PICTURE_ERRORS = (OSError, KeyError, ValueError, SyntaxError, AssertionError, EOFError, struct.error)
 """What Pillow's readers let out where a picture is slightly broken."""
@@ -29,13 +29,6 @@ def path_of_only_file(folder: str, name: str) -> str:
     MLflow's `HttpArtifactRepository.list_artifacts` takes such a folder for the file, and shows it as empty.
     """
     return f"{folder}/{name}.bin" if name == folder.rpartition("/")[2] else f"{folder}/{name}"
-
-
-def files_below(source: Path) -> Iterator[Path]:
-    """All files of a directory; those of a linked folder, too, as `log_artifact` counts them."""
-    for folder, _, files in os.walk(source, followlinks=True):
-        for file in sorted(files):
-            yield Path(folder, file)
 
 
 class RunArtifacts:

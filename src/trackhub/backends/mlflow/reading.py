@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from trackhub.backends.mlflow.artifacts import files_below
 from trackhub.backends.mlflow.names import to_artifact_path, to_mlflow_key
 from trackhub.errors import StateLost
 from trackhub.readback import Item, KindOfName, Point, ReadBack
-from trackhub.records import Deliverable, RunStatus
+from trackhub.records import Deliverable, RunStatus, files_below
 
 _STATUSES: dict[str, RunStatus] = {
     "RUNNING": "running",

@@ -24,7 +24,7 @@ from trackhub.backends.neptune.placing import extension_of, is_in_series, is_lar
 from trackhub.backends.neptune.reading import NeptuneReadBack, connect_to_read
 from trackhub.backends.neptune.rewinding import SeriesCutter
 from trackhub.backends.neptune.session import Session
-from trackhub.backends.neptune.uploads import Uploads, files_below
+from trackhub.backends.neptune.uploads import Uploads
 from trackhub.backends.neptune.values import ATOM_TYPES, MAX_POINT_LENGTH, MAX_TEXT_LENGTH, shortened, to_atom
 from trackhub.errors import CannotReadBack, RecordRejected, StateLost
 from trackhub.readback import ReadBack
@@ -40,6 +40,7 @@ from trackhub.records import (
     TableLogged,
     TagsSet,
     TextLogged,
+    files_below,
 )
 
 

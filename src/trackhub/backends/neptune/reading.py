@@ -19,7 +19,6 @@ from trackhub.backends.neptune.fields import FILE, FLOATS, IMAGES, STRINGS, Fiel
 from trackhub.backends.neptune.options import NeptuneOptions, address_of
 from trackhub.backends.neptune.placing import is_in_series, stepped
 from trackhub.backends.neptune.session import structure_of
-from trackhub.backends.neptune.uploads import files_below
 from trackhub.backends.neptune.values import MAX_TEXT_LENGTH, shortened, to_atom
 from trackhub.errors import StateLost
 from trackhub.readback import Item, KindOfName, Point, ReadBack
@@ -32,6 +31,7 @@ from trackhub.records import (
     RunStatus,
     TableLogged,
     TextLogged,
+    files_below,
 )
 
 _POINTS_A_PAGE = 1000

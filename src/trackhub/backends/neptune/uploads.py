@@ -6,9 +6,7 @@ content, which it copies at the call.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,6 @@ from trackhub.backends.neptune.client import file_type
 from trackhub.backends.neptune.fields import FILE
 from trackhub.backends.neptune.session import Session
 from trackhub.errors import RecordRejected
-
-
-def files_below(source: Path) -> Iterator[Path]:
-    """All files of a directory; those of a linked folder, too, as `log_artifact` counts them."""
-    for folder, _, files in os.walk(source, followlinks=True):
-        for file in sorted(files):
-            yield Path(folder, file)
 
 
 class Uploads:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -319,6 +319,51 @@ def test_a_signal_handler_that_logs_in_the_middle_of_appends_loses_and_tears_not
             count, of = (50, "handler") if "handler" in record.values else (90, "main")
             assert record.values == {of: float(record.step), f"extra {record.step % count}": 1.0}
     assert sum(isinstance(record, TagsSet) for record in found.records) == number // 20
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("disk", ["full", "full for a moment", "free"])
+@pytest.mark.parametrize("then", ["goes on", "raises"])
+def test_a_handler_that_comes_between_while_a_segment_is_made_leaves_no_gap_in_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str, then: str
+) -> None:
+    writer = JournalWriter(tmp_path, "owner", 1)
+    reserve, main, handled, depth = os.posix_fallocate, 0, 0, 0
+
+    def interrupted(*arguments: int) -> None:
+        nonlocal handled, depth
+        depth += 1
+        try:
+            if depth < 4:
+                before = writer.position[1]
+                while writer.position[1] < before + 2:
+                    writer.append_metrics({"handler": handled}, handled, 1)
+                    handled += 1
+                if then == "raises":
+                    raise KeyboardInterrupt
+            if disk == "full" or (disk == "full for a moment" and depth < 3):
+                raise OSError(28, "No space left on device")
+            reserve(*arguments)
+        finally:
+            depth -= 1
+
+    for _ in range(3):
+        monkeypatch.setattr(os, "posix_fallocate", interrupted)
+        before = writer.position[1]
+        while writer.position[1] == before:
+            with suppress(KeyboardInterrupt):
+                writer.append_metrics({"main": main}, main, 1)
+            main += 1
+        monkeypatch.setattr(os, "posix_fallocate", reserve)
+        writer.sync()
+        assert read_all(tmp_path).damaged == []
+    writer.close()
+    found = read_all(tmp_path)
+    assert found.damaged == []
+    lost_by_interrupt = set(range(main)) - set(values_of(found.records, "main"))
+    assert len(lost_by_interrupt) <= (3 if then == "raises" else 0)
+    assert writer.lost_bytes == 0
+    assert len(list(tmp_path.glob("*.journal"))) > 6
 
 
 RAISING = (

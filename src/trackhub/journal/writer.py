@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 
 from trackhub.errors import RunFinishedError
@@ -345,14 +346,12 @@ class JournalWriter:
                 with suppress(OSError):
                     old.write_out(old.used)
             fresh.open(in_memory=bool(self._waiting) or old.waits)
+            waits = old.waits
+            lost = waits and sum(segment.used for segment in self._waiting) + old.used > MAX_MEMORY_BYTES
+            through, series = fresh.descriptor is not None and fresh.map is None, dict[tuple[str, ...], _Series]()
         except BaseException:
-            # A number without a file would look like a segment that is missing.
-            if self._next_number == number + 1 and not (self.directory / segment_name(self.writer, number)).exists():
-                self._next_number = number
+            self._leave_no_gap_at(number)
             raise
-        waits = old.waits
-        lost = waits and sum(segment.used for segment in self._waiting) + old.used > MAX_MEMORY_BYTES
-        through, series = fresh.descriptor is not None and fresh.map is None, dict[tuple[str, ...], _Series]()
         if self._segment is old:  # No call from here on.
             if lost:
                 self.lost_bytes += old.used
@@ -364,6 +363,25 @@ class JournalWriter:
             self._position, self._limit = fresh.used, fresh.size
         elif fresh.descriptor is not None:
             self._retired = [*self._retired, fresh]
+        else:
+            self._leave_no_gap_at(number)
+
+    def _leave_no_gap_at(self, number: int) -> None:
+        """Take back a number that no segment came to have, or give it to an empty one: readers would miss a segment."""
+        made = (self.directory / segment_name(self.writer, number)).exists()
+        if made or self._next_number == number + 1:  # No call from here on: a handler may take the next number.
+            self._next_number = self._next_number if made else number
+            return
+        empty = _Segment(self.directory, self.writer, number, HEADER.size)
+        try:
+            if not self._waiting:
+                with suppress(OSError):
+                    empty.create()
+        finally:
+            if empty.descriptor is not None:
+                self._retired = [*self._retired, empty]
+            else:
+                self._waiting = [*self._waiting, empty]
 
     def _write_through(self) -> None:
         segment, end = self._segment, self._position
@@ -389,11 +407,12 @@ class JournalWriter:
                 self._retired[0].abandon()
                 self._retired = self._retired[1:]
         while self._waiting:
-            self._waiting[0].move_to_disk()
-            self._waiting[0].complete()
+            segment = min(self._waiting, key=attrgetter("number"))
+            segment.move_to_disk()
+            segment.complete()
             with self._lock:
-                self._waiting[0].abandon()
-                self._waiting = self._waiting[1:]
+                segment.abandon()
+                self._waiting.remove(segment)
         with self._lock:
             current = self._segment
             current.used = self._position

@@ -339,6 +339,7 @@ def test_a_handler_that_comes_between_while_a_segment_is_made_leaves_no_gap_in_t
                 while writer.position[1] < before + 2:
                     writer.append_metrics({"handler": handled}, handled, 1)
                     handled += 1
+                assert read_all(tmp_path).damaged == []
                 if then == "raises":
                     raise KeyboardInterrupt
             if disk == "full" or (disk == "full for a moment" and depth < 3):

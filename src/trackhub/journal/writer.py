@@ -195,6 +195,7 @@ class JournalWriter:
         self._closed = False
         self._synced = (-1, 0)
         self._next_number = 1
+        self._numbers_being_made: list[int] = []
         self._lock_descriptor, self.writer = claim_writer_number(directory)
         self._segment = _Segment(directory, self.writer, 0, FIRST_SEGMENT_BYTES)
         try:
@@ -335,11 +336,15 @@ class JournalWriter:
         if self._ended or self._closed:
             raise RunFinishedError("the run has ended: its journal takes no more records")
         # No call before the old segment is closed: readers take it for complete as soon as they see the next one.
-        old, number = self._segment, self._next_number
+        old, number, interrupted = self._segment, self._next_number, self._numbers_being_made
         old.used = self._position
         self._limit = 0
         self._next_number = number + 1
+        self._numbers_being_made = [*interrupted, number]
         try:
+            # Those which this handler interrupted may come to theirs late or never, and readers would miss a segment.
+            for lower in interrupted:
+                self._make_empty(lower)
             size = max(min(FIRST_SEGMENT_BYTES * 4 ** min(number, 8), LAST_SEGMENT_BYTES), 2 * needed + HEADER.size)
             fresh = _Segment(self.directory, self.writer, number, size)
             if old.waits and old.descriptor is not None:
@@ -350,9 +355,13 @@ class JournalWriter:
             lost = waits and sum(segment.used for segment in self._waiting) + old.used > MAX_MEMORY_BYTES
             through, series = fresh.descriptor is not None and fresh.map is None, dict[tuple[str, ...], _Series]()
         except BaseException:
-            self._leave_no_gap_at(number)
+            made = (self.directory / segment_name(self.writer, number)).exists()
+            if self._next_number == number + 1 and not made:  # No call from here on.
+                self._next_number = number
+            self._numbers_being_made = interrupted
             raise
-        if self._segment is old:  # No call from here on.
+        self._numbers_being_made = interrupted  # No call from here on.
+        if self._segment is old:
             if lost:
                 self.lost_bytes += old.used
             elif waits:
@@ -363,25 +372,14 @@ class JournalWriter:
             self._position, self._limit = fresh.used, fresh.size
         elif fresh.descriptor is not None:
             self._retired = [*self._retired, fresh]
-        else:
-            self._leave_no_gap_at(number)
 
-    def _leave_no_gap_at(self, number: int) -> None:
-        """Take back a number that no segment came to have, or give it to an empty one: readers would miss a segment."""
-        made = (self.directory / segment_name(self.writer, number)).exists()
-        if made or self._next_number == number + 1:  # No call from here on: a handler may take the next number.
-            self._next_number = self._next_number if made else number
-            return
+    def _make_empty(self, number: int) -> None:
         empty = _Segment(self.directory, self.writer, number, HEADER.size)
-        try:
-            if not self._waiting:
-                with suppress(OSError):
-                    empty.create()
-        finally:
-            if empty.descriptor is not None:
-                self._retired = [*self._retired, empty]
-            else:
-                self._waiting = [*self._waiting, empty]
+        empty.open(in_memory=bool(self._waiting))
+        if empty.descriptor is None:
+            self._waiting = [*self._waiting, empty]
+        else:
+            self._retired = [*self._retired, empty]
 
     def _write_through(self) -> None:
         segment, end = self._segment, self._position

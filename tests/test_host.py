@@ -346,7 +346,7 @@ def test_a_delivery_process_that_dies_with_nothing_to_do_leaves_no_zombie(stage:
     said(process)
     os.kill(delivery_processes(process.pid)["lines"], signal.SIGKILL)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_until(lambda: not children.read_text(encoding="utf-8"), "the dead process to be collected", 10)
+    wait_until(lambda: not children.read_text(encoding="utf-8"), "the dead process to be collected", 60)
 
 
 def test_a_log_that_cannot_be_opened_does_not_keep_a_delivery_process_from_starting(stage: Stage) -> None:
@@ -833,7 +833,7 @@ def test_a_delivery_process_told_to_terminate_delivers_what_there_is_and_another
     os.kill(first, signal.SIGTERM)
     tell(process)
     assert said(process) == "True"
-    wait_until(lambda: not exists(first), "the first process to end", 30)
+    wait_until(lambda: not exists(first), "the first process to end", 60)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(10)
     assert len([call for call in calls_in(stage.lines) if call["call"] == "write_metrics"]) == 1

@@ -78,7 +78,7 @@ def cut_off(process: Any) -> None:
     for process_id in delivery_processes(process.pid).values():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process_id, signal.SIGKILL)
-    wait_until(lambda: not delivery_processes(process.pid), "the delivery processes to end", 10)
+    wait_until(lambda: not delivery_processes(process.pid), "the delivery processes to end", 60)
 
 
 def run_printed_command(stage: Stage, errors: str, environment: Mapping[str, str] | None = None) -> None:

@@ -354,7 +354,7 @@ def test_nothing_is_left_running_or_lying_about(bench: Bench) -> None:
     def left() -> list[threading.Thread]:
         return [one for one in threading.enumerate() if one not in before and "process_request" not in one.name]
 
-    wait_until(lambda: not left(), "threads to end", 10)
+    wait_until(lambda: not left(), "threads to end", 60)
     assert list((run.directory / ".neptune").iterdir()) == []
 
 
@@ -382,7 +382,7 @@ def test_a_run_that_is_deleted_meanwhile_is_given_again_from_its_start(bench: Be
             return False
         raise AssertionError("it was accepted")
 
-    wait_until(again, "the loss to be told", 10)
+    wait_until(again, "the loss to be told", 60)
 
 
 # Values
@@ -750,7 +750,7 @@ def test_an_upload_that_is_cut_short_is_made_again(bench: Bench, kind: str) -> N
 def test_a_websocket_whose_close_is_not_answered_holds_nothing_up(bench: Bench, websocket: str) -> None:
     bench.server.websocket = websocket
     backend, served = bench.open()
-    wait_until(lambda: bench.server.count["websocket"], "the websocket", 10)
+    wait_until(lambda: bench.server.count["websocket"], "the websocket", 60)
     backend.write_metrics(points(range(3)))
     started = time.monotonic()
     backend.close("finished")

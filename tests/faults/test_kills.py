@@ -89,7 +89,7 @@ def test_when_training_is_killed_every_returned_call_arrives_and_the_run_is_kill
     run = stage.run_directory()
     assert run.end()[0] == run.cursor("tensorboard").closed_status == "killed"
     expect_all(stage, run, calls)
-    wait_until(lambda: not delivery_processes(process.pid), "the delivery process to end", 10)
+    wait_until(lambda: not delivery_processes(process.pid), "the delivery process to end", 60)
 
 
 @seeded()
@@ -104,7 +104,7 @@ def test_when_the_whole_tree_is_killed_sync_completes_the_run(
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     process.wait()
-    wait_until(lambda: not delivery_processes(process.pid), "the delivery process to be gone", 10)
+    wait_until(lambda: not delivery_processes(process.pid), "the delivery process to be gone", 60)
     calls = returned(stage)
     run = stage.run_directory()
     monkeypatch.setenv("TRACKHUB_TENSORBOARD_LOGDIR", str(stage.path / "runs"))
@@ -206,7 +206,7 @@ def test_killed_training_is_complete_and_killed_in_mlflow(
     if whole_tree:
         for pid in delivery_processes(process.pid).values():
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not delivery_processes(process.pid), "the delivery process to be gone", 10)
+        wait_until(lambda: not delivery_processes(process.pid), "the delivery process to be gone", 60)
         for name, value in stage.environment.items():
             monkeypatch.setenv(name, value)
         (report,) = sync([run])

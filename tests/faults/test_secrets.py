@@ -60,6 +60,12 @@ if "trackhub.delivery_process" in sys.orig_argv:
     for name in ("urllib3", "requests", "neptune", "mlflow", "sqlalchemy.engine"):
         logging.getLogger(name).setLevel(logging.DEBUG)
 """
+# MLflow tries ten times to reach a database, with 102 s of sleep in between.
+IMPATIENT = """
+    import time
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 0.2))
+"""
 
 
 @contextmanager
@@ -255,6 +261,7 @@ def test_the_password_of_a_database_is_nowhere(hideout: Hideout) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("psycopg2")
     uri = f"postgresql+psycopg2://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:9/runs"
+    (hideout.stage.plugins / "sitecustomize.py").write_text(TALKATIVE + IMPATIENT)
     hideout.run(["mlflow"], {"mlflow": {"tracking_uri": uri}})
     assert "MLflow at" in hideout.log
     hideout.search()

@@ -268,13 +268,13 @@ def resume(hub: str, run: str, number: int) -> Numbers:
     if directory.exists:
         reader = JournalReader(directory.journal)
         ends = {str(writer): segments[-1] for writer, segments in reader.segments().items()}
-        owner = reader.last_owner()[0]
+        holders = reader.holders()
         reader.close()
         position = {
             writer: (segment, (directory.journal / segment_name(int(writer), segment)).stat().st_size)
             for writer, segment in ends.items()
         }
-        directory.cursor_file("csv").save(Cursor(position=position, owner=owner, attempts=1))
+        directory.cursor_file("csv").save(Cursor(position=position, holders=holders, attempts=1))
     name = f"resumed/{number}"
     began = time.perf_counter()
     tracker = trackhub.init(

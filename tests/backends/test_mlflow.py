@@ -340,6 +340,19 @@ def test_a_second_run_that_was_deleted_holds_nothing_up(bench: Bench) -> None:
     assert fresh != late.info.run_id
 
 
+def test_at_its_end_nobody_asks_for_the_metrics_of_a_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all come at once, which takes a kilobyte of memory each."""
+    backend, remote_id = bench.open()
+    backend.write_metrics([MetricsLogged(NOW, 1, {"loss": 1.0})])
+    client, seen = backend._client, []
+    search, get = client.search_runs, client.get_run
+    monkeypatch.setattr(client, "search_runs", lambda *arguments: seen.extend(found := search(*arguments)) or found)
+    monkeypatch.setattr(client, "get_run", lambda name: seen.append(found := get(name)) or found)
+    backend.close("finished")
+    assert [run.info.run_id for run in seen if run.data.metrics] == []
+    assert bench.client.get_run(remote_id).data.metrics == {"loss": 1.0}
+
+
 def test_a_run_whose_maker_died_before_it_was_claimed_is_used(local: Bench) -> None:
     run = local.run()
     experiment_id = local.client.create_experiment(run.project)

@@ -441,8 +441,13 @@ class MlflowBackend(Backend):
     def _claiming(self, experiment_id: str) -> Claiming:
         from mlflow.entities import ViewType
 
-        is_ours = f"tags.`{_RUN_TAG}` = '{self._run.id}'"
-        return Claiming(self._client, lambda: self._client.search_runs([experiment_id], is_ours, ViewType.ALL))
+        def search(but: str | None) -> Sequence[Any]:
+            wanted = f"tags.`{_RUN_TAG}` = '{self._run.id}'"
+            if but is not None:
+                wanted += f" AND attributes.run_id != '{but}'"
+            return list(self._client.search_runs([experiment_id], wanted, ViewType.ALL))
+
+        return Claiming(self._client, search)
 
     def _delete_ghosts(self) -> None:
         """Delete the run that a server made when it carried out, late, what had been given up and asked for again."""

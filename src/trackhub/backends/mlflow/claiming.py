@@ -26,16 +26,16 @@ class Claiming:
 
     Args:
         client: An `MlflowClient`.
-        search: Gives the runs that have the run's id, active ones or deleted ones too.
+        search: Gives the runs that have the run's id, active ones or deleted ones too; all but one, if it is given one.
     """
 
-    def __init__(self, client: Any, search: Callable[[], Sequence[Any]]) -> None:
+    def __init__(self, client: Any, search: Callable[[str | None], Sequence[Any]]) -> None:
         self._client = client
         self._search = search
 
     def find(self) -> Any | None:
         """The run to use of those that are there; a deleted one if that is all there is, None if there is none."""
-        runs = self._search()
+        runs = self._search(None)
         if not _active(runs):
             return next((one for one in runs if UNUSED_TAG not in one.data.tags), None)
         return self._first() or self._with_number(min(_active(runs), key=_age))
@@ -49,7 +49,8 @@ class Claiming:
 
     def others(self, run_id: str) -> list[Any]:
         """The active runs that are not the one which is used."""
-        return [one for one in _active(self._search()) if one.info.run_id != run_id]
+        # That one is not asked for: all its metrics would come with it.
+        return _active(self._search(run_id))
 
     def delete(self, run_id: str) -> None:
         """Delete a run that is not used."""
@@ -58,7 +59,7 @@ class Claiming:
 
     def _with_number(self, run: Any) -> Any:
         """The run to use, after this one has taken a number."""
-        number = 1 + max(map(_number, _active(self._search())), default=0)
+        number = 1 + max(map(_number, _active(self._search(None))), default=0)
         self._client.set_tag(run.info.run_id, CLAIM_TAG, str(number))
         return self._first() or run
 
@@ -66,7 +67,7 @@ class Claiming:
         """The run with the lowest number, when all have one."""
         deadline = time.monotonic() + _CLAIM_SECONDS
         while True:
-            runs = _active(self._search())
+            runs = _active(self._search(None))
             if all(map(_number, runs)) or time.monotonic() > deadline:
                 return min(filter(_number, runs), key=lambda one: (_number(one), one.info.run_id), default=None)
             time.sleep(_PAUSE_SECONDS)

@@ -741,6 +741,68 @@ for number in range(4000):
 input()
 """
 
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("failing", ["fdatasync", "ftruncate"])
+def test_what_cannot_be_made_durable_at_once_is_so_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fails(*_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    writer, number = JournalWriter(tmp_path, "owner", 1), 0
+    for faulty in ("posix_fallocate", failing):
+        for _ in range(1000):
+            writer.append_metrics({"main": number}, number, 1)
+            number += 1
+        with monkeypatch.context() as patched:
+            patched.setattr(os, faulty, fails)
+            for _ in range(1000):
+                writer.append_metrics({"main": number}, number, 1)
+                number += 1
+            for _ in range(3):
+                with pytest.raises(OSError, match="Input/output"):
+                    writer.sync()
+            if faulty == "posix_fallocate":
+                # Segments wait in memory, are written, and then this fails.
+                patched.undo()
+                patched.setattr(os, failing, fails)
+                for _ in range(3):
+                    with pytest.raises(OSError, match="Input/output"):
+                        writer.sync()
+        writer.sync()
+    writer.close()
+    found = read_all(tmp_path)
+    assert found.damaged == []
+    assert values_of(found.records, "main") == list(range(number))
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_what_waits_in_memory_is_in_files_though_none_can_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    writer = JournalWriter(tmp_path, "owner", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", fails)
+        for number in range(1000):
+            writer.append_metrics({"main": number}, number, 1)
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        writer.sync()
+    assert values_of(read_all(tmp_path).records, "main") == list(range(1000))
+    for number in range(1000, 2000):
+        writer.append_metrics({"main": number}, number, 1)
+    assert values_of(read_all(tmp_path).records, "main") == list(range(2000))
+    with pytest.raises(OSError, match="Input/output"):
+        writer.close()
+    found = read_all(tmp_path)
+    assert found.damaged == []
+    assert values_of(found.records, "main") == list(range(2000))
+
+
 TOO_MUCH = (
     FULL_BY_LIMIT
     + """

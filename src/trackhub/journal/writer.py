@@ -124,7 +124,9 @@ class _Segment:
             self.written = start + os.pwrite(self.descriptor, self.view[start:end], start)
 
     def move_to_disk(self) -> None:
-        """Write a segment that was held in memory to its file."""
+        """Write a segment that was held in memory to its file; nothing if that has been done."""
+        if not self.waits:
+            return
         if self.descriptor is None:
             self.create()
         if self.map is not None:
@@ -350,9 +352,10 @@ class JournalWriter:
             if old.waits and old.descriptor is not None:
                 with suppress(OSError):
                     old.write_out(old.used)
-            fresh.open(in_memory=bool(self._waiting) or old.waits)
+            fresh.open(in_memory=old.waits or any(segment.waits for segment in self._waiting))
             waits = old.waits
-            lost = waits and sum(segment.used for segment in self._waiting) + old.used > MAX_MEMORY_BYTES
+            in_memory = sum(segment.used for segment in self._waiting if segment.waits)
+            lost = waits and in_memory + old.used > MAX_MEMORY_BYTES
             through, series = fresh.descriptor is not None and fresh.map is None, dict[tuple[str, ...], _Series]()
         except BaseException:
             made = (self.directory / segment_name(self.writer, number)).exists()
@@ -375,7 +378,7 @@ class JournalWriter:
 
     def _make_empty(self, number: int) -> None:
         empty = _Segment(self.directory, self.writer, number, HEADER.size)
-        empty.open(in_memory=bool(self._waiting))
+        empty.open(in_memory=any(segment.waits for segment in self._waiting))
         if empty.descriptor is None:
             self._waiting = [*self._waiting, empty]
         else:
@@ -398,6 +401,8 @@ class JournalWriter:
                 self._sync()
 
     def _sync(self) -> None:
+        # First of all into files: what is in memory alone ends with the process, and to make files durable takes time.
+        self._write_what_waits()
         while self._retired:
             self._retired[0].complete()
             # Under the lock: the append that a handler has come between may still be writing this segment out.
@@ -411,17 +416,24 @@ class JournalWriter:
             with self._lock:
                 segment.abandon()
                 self._waiting.remove(segment)
+        self._write_what_waits()
         with self._lock:
             current = self._segment
-            current.used = self._position
-            if current.waits:
-                self._bring_to_disk(current)
             position, descriptor = (current.number, self._position), current.descriptor
         if descriptor is not None and position != self._synced:
             os.fdatasync(descriptor)
             if position[0] != self._synced[0]:
                 _sync_directory(self.directory)
             self._synced = position
+
+    def _write_what_waits(self) -> None:
+        for segment in sorted(self._waiting, key=attrgetter("number")):
+            segment.move_to_disk()
+        with self._lock:
+            current = self._segment
+            current.used = self._position
+            if current.waits and not any(segment.waits for segment in self._waiting):
+                self._bring_to_disk(current)
 
     def _bring_to_disk(self, current: _Segment) -> None:
         """Have the segment that is being written, and was held in memory, written to its file from now on."""
@@ -453,10 +465,13 @@ class JournalWriter:
                     self._limit = 0
                     self._segment.used = self._position
                     try:
-                        self._segment.complete()
+                        self._write_what_waits()
                     finally:
-                        self._segment.abandon()
-                        release(self._lock_descriptor)
+                        try:
+                            self._segment.complete()
+                        finally:
+                            self._segment.abandon()
+                            release(self._lock_descriptor)
 
     def abandon_after_fork(self) -> None:
         """In a forked child: let go of the parent's files without touching what is in them."""

@@ -90,7 +90,10 @@ class _Segment:
         """
         self.map = None
         new = f"{self.path}.new"
-        descriptor = open_file(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        # Never the same file as one that is being made: a handler may come between, and make that segment too.
+        with suppress(FileNotFoundError):
+            os.unlink(new)  # noqa: PTH108
+        descriptor = open_file(new, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             os.posix_fallocate(descriptor, 0, self.size)
             os.pwrite(descriptor, self._header, 0)

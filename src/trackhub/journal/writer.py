@@ -336,7 +336,7 @@ class JournalWriter:
         """Go on in a new segment with room for `needed` bytes.
 
         A signal handler that logs may come between anywhere, and rotate too: then its segment stands and this one stays
-        empty. So may one that raises: then the next append rotates.
+        empty. So may one that raises: then the next append rotates. So who needs the room looks whether it is there.
         """
         if self._ended or self._closed:
             raise RunFinishedError("the run has ended: its journal takes no more records")
@@ -359,6 +359,8 @@ class JournalWriter:
             waits = old.waits
             in_memory = sum(segment.used for segment in self._waiting if segment.waits)
             lost = waits and in_memory + old.used > MAX_MEMORY_BYTES
+            # By a handler that then came to no segment of its own. Readers may have seen it, and hold the empty one.
+            made_empty = fresh.descriptor is None and fresh.path.exists()
             through, series = fresh.descriptor is not None and fresh.map is None, dict[tuple[str, ...], _Series]()
         except BaseException:
             made = (self.directory / segment_name(self.writer, number)).exists()
@@ -367,7 +369,8 @@ class JournalWriter:
             self._numbers_being_made = interrupted
             raise
         self._numbers_being_made = interrupted  # No call from here on.
-        if self._segment is old:
+        # Not where a later one was made, even if its maker then failed: readers take this one for complete.
+        if self._segment is old and self._next_number == number + 1 and not made_empty:
             if lost:
                 self.lost_bytes += old.used
             elif waits:
@@ -381,6 +384,8 @@ class JournalWriter:
 
     def _make_empty(self, number: int) -> None:
         empty = _Segment(self.directory, self.writer, number, HEADER.size)
+        if empty.path.exists():
+            return
         empty.open(in_memory=any(segment.waits for segment in self._waiting))
         if empty.descriptor is None:
             self._waiting = [*self._waiting, empty]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow_server import answering, black_hole, running_server
@@ -338,6 +339,69 @@ def test_a_second_run_that_was_deleted_holds_nothing_up(bench: Bench) -> None:
     bench.client.delete_run(late.info.run_id)
     _, fresh = bench.open(elsewhere, experiment_id=experiment_id)
     assert fresh != late.info.run_id
+
+
+def test_what_mlflow_has_taken_is_not_sent_again_after_a_failure_and_requests_get_smaller(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each metric that is stored already it may look through the whole run, which then takes too long for ever."""
+    backend, remote_id = bench.open()
+    send, slow = backend._client.log_batch, {"after": 2}
+    sizes: list[int] = []
+    taken: list[tuple[str, int]] = []
+
+    def log_batch(run_id: str, metrics: list[Any], synchronous: bool) -> None:
+        sizes.append(len(metrics))
+        if slow["after"] == 0:
+            # It does what it was asked for, but the answer is lost.
+            send(run_id, metrics=metrics, synchronous=synchronous)
+            raise requests.exceptions.ReadTimeout("read timed out")
+        slow["after"] -= 1
+        send(run_id, metrics=metrics, synchronous=synchronous)
+        taken.extend((metric.key, metric.step) for metric in metrics)
+
+    monkeypatch.setattr(backend._client, "log_batch", log_batch)
+    points = [
+        MetricsLogged(NOW + step * 10**9, step, {"a": step, "b": math.inf if step == 3 else -step, "c": math.nan})
+        for step in range(1000)
+    ]
+    for length in (900, 950, 1000):
+        with pytest.raises(BackendUnavailable, match="in time"):
+            backend.write_metrics(points[:length])
+    assert sizes == [1000, 1000, 700, 500, 250]
+    slow["after"] = 10**9
+    backend.write_metrics(points)
+    assert sizes[5:] == [125, 250, 500, 127]
+    assert len(taken) - len(set(taken)) <= 2, "only the point that a request had ended in is sent again"
+    assert list(reasons(backend)) == [("infinite", "b")]
+    for key in "abc":
+        history = bench.client.get_metric_history(remote_id, key)
+        assert [metric.step for metric in history] == list(range(1000))
+
+
+def test_points_that_are_others_than_before_the_failure_are_all_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, remote_id = bench.open()
+    send = backend._client.log_batch
+    points = [MetricsLogged(NOW + step * 10**9, step, {"a": step}) for step in range(1500)]
+
+    def fails_at_the_second(*arguments: Any, metrics: list[Any], **more: Any) -> None:
+        if metrics[0].step:
+            raise requests.exceptions.ReadTimeout("read timed out")
+        send(*arguments, metrics=metrics, **more)
+
+    monkeypatch.setattr(backend._client, "log_batch", fails_at_the_second)
+    with pytest.raises(BackendUnavailable):
+        backend.write_metrics(points)
+    monkeypatch.setattr(backend._client, "log_batch", send)
+    others = [points[0], *(MetricsLogged(one.time_ns, one.step, {"a": 0.5}) for one in points[1:3])]
+    backend.write_metrics(others)
+    backend.write_metrics(points)
+    history = bench.client.get_metric_history(remote_id, "a")
+    assert sorted((metric.step, metric.value) for metric in history) == sorted(
+        [*((step, float(step)) for step in range(1500)), (1, 0.5), (2, 0.5)]
+    )
 
 
 def test_at_its_end_nobody_asks_for_the_metrics_of_a_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ _FOLDERS: Mapping[type[Record], tuple[str, Callable[[StepValueLogged], str]]] = 
     FigureLogged: ("figures", lambda record: _FIGURE_SUFFIXES.get(record.file.media_type, ".bin")),
     TableLogged: ("tables", lambda _: ".json"),
 }
-_MAX_METRICS = 1000
+_MAX_METRICS, _LEAST_METRICS = 1000, 10
 _MAX_PAIRS = 100
 _MAX_REQUEST_BYTES = 900_000
 """MLflow takes a million; the run id and the braces need their share."""
@@ -126,6 +126,9 @@ class MlflowBackend(Backend):
         self._has_image_tag = False
         self._told_images: set[str] = set()
         self._keys: dict[str, tuple[str, int]] = {}
+        self._metrics_a_request = _MAX_METRICS
+        self._arrived: Sequence[MetricsLogged] = ()
+        """Of points whose sending has failed, the first ones, which MLflow had taken by then."""
 
     @classmethod
     def check(cls, options: MlflowOptions) -> None:
@@ -162,7 +165,7 @@ class MlflowBackend(Backend):
 
     def open(self, run: RunInfo, state: Mapping[str, Any]) -> OpenedRun:
         """Connect, and create the MLflow run, find it again by its tag, or join the one that `run_id` names."""
-        self._run = run
+        self._run, self._arrived = run, ()
         with self._translated("open the run", may_reject=False):
             self._connect()
             self._joined = bool(self.options.run_id) and run.parent_remote_id is None
@@ -262,24 +265,30 @@ class MlflowBackend(Backend):
     def write_metrics(self, points: Sequence[MetricsLogged]) -> None:
         """Log step metrics. The journal's time goes with them, so that a point sent twice is stored once."""
         metric, keys = self._metric, self._keys
-        infinite: list[str] = []
+        before = done = _common(self._arrived, points)
         batch: list[Any] = []
         size = 0
-        for point in points:
-            time_ms = point.time_ns // 1_000_000
-            for key, value in point.values.items():
-                known = keys.get(key) or self._register_key(key)
-                if math.isinf(value):
-                    infinite.append(key)
-                if len(batch) == _MAX_METRICS or size + known[1] > _MAX_REQUEST_BYTES:
-                    self._send_metrics(batch)
-                    batch, size = [], 0
-                batch.append(metric(known[0], value, time_ms, point.step))
-                size += known[1]
-        self._send_metrics(batch)
+        try:
+            for at in range(before, len(points)):
+                point = points[at]
+                time_ms = point.time_ns // 1_000_000
+                for key, value in point.values.items():
+                    known = keys.get(key) or self._register_key(key)
+                    if len(batch) >= self._metrics_a_request or size + known[1] > _MAX_REQUEST_BYTES:
+                        self._send_metrics(batch)
+                        batch, size, done = [], 0, at
+                    batch.append(metric(known[0], value, time_ms, point.step))
+                    size += known[1]
+            self._send_metrics(batch)
+        except BackendUnavailable:
+            self._arrived = points[:done]
+            raise
+        self._arrived = ()
         # Only now: what is given again, because it did not arrive, is counted once.
-        for key in infinite:
-            self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
+        for point in points:
+            for key, value in point.values.items():
+                if math.isinf(value):
+                    self.notes.add("infinite", key, "MLflow stores infinities as the largest float")
         self._saw(points)
 
     def write_params(self, params: Sequence[ParamsLogged]) -> None:
@@ -532,9 +541,17 @@ class MlflowBackend(Backend):
     # Sending
 
     def _send_metrics(self, batch: list[Any]) -> None:
-        if batch:
+        """Log metrics in one request, and let the next be smaller if it failed: for each that is stored already, MLflow
+        on SQLite looks through the whole run, and many of them may take longer than a request can."""
+        if not batch:
+            return
+        try:
             with self._translated("log metrics"):
                 self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+        except BackendUnavailable:
+            self._metrics_a_request = max(self._metrics_a_request // 2, _LEAST_METRICS)
+            raise
+        self._metrics_a_request = min(self._metrics_a_request * 2, _MAX_METRICS)
 
     def _send_params(self, fresh: dict[str, str]) -> list[_ParamKeptApart]:
         """Log params; those that someone else has set to another value are taken out of `fresh`, and given back."""
@@ -774,6 +791,14 @@ def _covers(entry: Mapping[str, Any], rewind: Rewind, logged_ms: int) -> bool:
         return False
     before_ms = entry.get("logged_before")
     return isinstance(before_ms, int) and logged_ms < before_ms <= rewind.time_ns // 1_000_000
+
+
+def _common(some: Sequence[MetricsLogged], others: Sequence[MetricsLogged]) -> int:
+    """How many points both begin with."""
+    return next(
+        (at for at, (one, other) in enumerate(zip(some, others, strict=False)) if one != other),
+        min(len(some), len(others)),
+    )
 
 
 def _chunks(pairs: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:

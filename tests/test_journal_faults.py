@@ -781,14 +781,15 @@ input()
 """
 
 
+def fails(*_: int) -> None:
+    raise OSError(5, "Input/output error")
+
+
 @pytest.mark.usefixtures("small_segments")
 @pytest.mark.parametrize("failing", ["fdatasync", "ftruncate"])
 def test_what_cannot_be_made_durable_at_once_is_so_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def fails(*_: int) -> None:
-        raise OSError(5, "Input/output error")
-
     writer, number = JournalWriter(tmp_path, "owner", 1), 0
     for faulty in ("posix_fallocate", failing):
         for _ in range(1000):
@@ -820,9 +821,6 @@ def test_what_cannot_be_made_durable_at_once_is_so_later(
 def test_what_waits_in_memory_is_in_files_though_none_can_be_made_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: int) -> None:
-        raise OSError(5, "Input/output error")
-
     writer = JournalWriter(tmp_path, "owner", 1)
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", fails)

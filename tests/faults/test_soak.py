@@ -263,7 +263,7 @@ class Soak:
                     self.done[fault.__name__] += 1
                 next_fault = time.monotonic() + self.chance.uniform(1.0, 4.0)
                 # Whatever happens to backends and deliveries, training goes on.
-                wait_until(lambda before=seen: self.returned() > before, "the training to go on", 30)
+                wait_until(lambda before=seen: self.returned() > before, "the training to go on", 5)
             seen = self.returned()
             assert self.training.poll() is None
             self.watch.look("training", self.training.pid)

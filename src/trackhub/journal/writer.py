@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from operator import attrgetter
 from pathlib import Path
 
@@ -127,9 +127,7 @@ class _Segment:
             self.written = start + os.pwrite(self.descriptor, self.view[start:end], start)
 
     def move_to_disk(self) -> None:
-        """Write a segment that was held in memory to its file; nothing if that has been done."""
-        if not self.waits:
-            return
+        """Write a segment that was held in memory to its file."""
         if self.descriptor is None:
             self.create()
         if self.map is not None:
@@ -355,15 +353,14 @@ class JournalWriter:
             if old.waits and old.descriptor is not None:
                 with suppress(OSError):
                     old.write_out(old.used)
-            fresh.open(in_memory=old.waits or any(segment.waits for segment in self._waiting))
+            fresh.open(in_memory=bool(self._waiting) or old.waits)
             waits = old.waits
-            in_memory = sum(segment.used for segment in self._waiting if segment.waits)
-            lost = waits and in_memory + old.used > MAX_MEMORY_BYTES
+            lost = waits and sum(segment.used for segment in self._waiting) + old.used > MAX_MEMORY_BYTES
             # By a handler that then came to no segment of its own. Readers may have seen it, and hold the empty one.
-            made_empty = fresh.descriptor is None and fresh.path.exists()
+            made_empty = fresh.descriptor is None and self._has_file(number)
             through, series = fresh.descriptor is not None and fresh.map is None, dict[tuple[str, ...], _Series]()
         except BaseException:
-            made = (self.directory / segment_name(self.writer, number)).exists()
+            made = self._has_file(number)
             if self._next_number == number + 1 and not made:  # No call from here on.
                 self._next_number = number
             self._numbers_being_made = interrupted
@@ -383,14 +380,17 @@ class JournalWriter:
             self._retired = [*self._retired, fresh]
 
     def _make_empty(self, number: int) -> None:
-        empty = _Segment(self.directory, self.writer, number, HEADER.size)
-        if empty.path.exists():
+        if self._has_file(number):
             return
-        empty.open(in_memory=any(segment.waits for segment in self._waiting))
+        empty = _Segment(self.directory, self.writer, number, HEADER.size)
+        empty.open(in_memory=bool(self._waiting))
         if empty.descriptor is None:
             self._waiting = [*self._waiting, empty]
         else:
             self._retired = [*self._retired, empty]
+
+    def _has_file(self, number: int) -> bool:
+        return (self.directory / segment_name(self.writer, number)).exists()
 
     def _write_through(self) -> None:
         segment, end = self._segment, self._position
@@ -417,14 +417,6 @@ class JournalWriter:
             with self._lock:
                 self._retired[0].abandon()
                 self._retired = self._retired[1:]
-        while self._waiting:
-            segment = min(self._waiting, key=attrgetter("number"))
-            segment.move_to_disk()
-            segment.complete()
-            with self._lock:
-                segment.abandon()
-                self._waiting.remove(segment)
-        self._write_what_waits()
         with self._lock:
             current = self._segment
             position, descriptor = (current.number, self._position), current.descriptor
@@ -435,13 +427,23 @@ class JournalWriter:
             self._synced = position
 
     def _write_what_waits(self) -> None:
-        for segment in sorted(self._waiting, key=attrgetter("number")):
-            segment.move_to_disk()
-        with self._lock:
-            current = self._segment
-            current.used = self._position
-            if current.waits and not any(segment.waits for segment in self._waiting):
-                self._bring_to_disk(current)
+        """Write to files what is in memory alone, in order, for readers take a segment for complete when they see the
+        next one."""
+        while True:
+            while self._waiting:
+                segment = min(self._waiting, key=attrgetter("number"))
+                segment.move_to_disk()
+                with self._lock:
+                    self._waiting.remove(segment)
+                    self._retired = [*self._retired, segment]
+            with self._lock:
+                current = self._segment
+                current.used = self._position
+                # Looked at after that: should a handler rotate now, this one waits too.
+                if not self._waiting:
+                    if current.waits:
+                        self._bring_to_disk(current)
+                    return
 
     def _bring_to_disk(self, current: _Segment) -> None:
         """Have the segment that is being written, and was held in memory, written to its file from now on."""
@@ -468,18 +470,14 @@ class JournalWriter:
             try:
                 self._sync()
             finally:
-                with self._lock:
+                with self._lock, ExitStack() as whatever_happens:
                     self._closed = True
                     self._limit = 0
                     self._segment.used = self._position
-                    try:
-                        self._write_what_waits()
-                    finally:
-                        try:
-                            self._segment.complete()
-                        finally:
-                            self._segment.abandon()
-                            release(self._lock_descriptor)
+                    whatever_happens.callback(release, self._lock_descriptor)
+                    whatever_happens.callback(self._segment.abandon)
+                    whatever_happens.callback(self._segment.complete)
+                    self._write_what_waits()
 
     def abandon_after_fork(self) -> None:
         """In a forked child: let go of the parent's files without touching what is in them."""
